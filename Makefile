@@ -1,0 +1,41 @@
+# Every target does its own set-up in .venv; none needs root, a GPU or an account.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NAME ?= demo-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: demo test test-slow check format clean
+
+demo: $(VENV)/.ready
+	@.ci/demo $(BIN) $(NAME)
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.ready
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	@.ci/typecheck $(BIN)
+
+format: $(VENV)/.ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# DeepSpeed's build looks for the torch that it will run with, so torch comes first and builds
+# are not isolated. An editable install warns, in twenty lines, of folders that may hide it: said
+# only when it fails.
+PIP := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "making the environment in $(VENV) (two minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) pip setuptools wheel ninja
+	@$(PIP) torch
+	@$(PIP) --no-build-isolation -e '.[dev]' 2>/dev/null || $(PIP) --no-build-isolation -e '.[dev]'
+	@$(PIP) --no-deps --target $(VENV)/reference --upgrade torchvision timm
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
