@@ -1,0 +1,225 @@
+"""Rules that look at several sections of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from orchestrator.config.base import Part
+from orchestrator.config.check import changed
+from orchestrator.config.data import RayLoader
+from orchestrator.config.duration import Duration
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.pipeline import Choice, IntUniform, LogUniform, Uniform
+from orchestrator.config.problems import Finding
+from orchestrator.config.yaml import KeyPath
+from orchestrator.errors import ConfigError, suggest
+
+METRICS: Mapping[str, Mapping[str, str]] = {
+    "classify": {"accuracy": "max", "top5": "max", "nll": "min", "loss": "min"},
+    "distill": {"accuracy": "max", "top5": "max", "nll": "min", "loss": "min"},
+}
+"""What each of our tasks reports on an evaluated split, and which way is better."""
+
+STREAMED = ("image_folder", "parquet")
+"""Sources of our own that Ray Data can stream."""
+
+FIXED_IN_SWEEPS = {
+    "version": "is the file's own",
+    "name": "names each trial's folder",
+    "plugins": "is the whole sweep's",
+    "data.source": "would make trials incomparable",
+    "data.split": "would make trials incomparable, and an ensemble needs one split",
+    "evaluate.monitor": "is what trials are compared by",
+    "evaluate.mode": "is how trials are compared",
+    "track": "does not change results",
+    "sweep": "is the search itself",
+    "ensemble": "follows the search",
+    "distill": "follows the search",
+    "serve": "does not change results",
+}
+FIXED_IN_STUDENTS = FIXED_IN_SWEEPS | {
+    "task": "is replaced by distillation; set `distill.temperature` and `soft_weight` instead"
+}
+_MOST_PROBES = 64
+
+
+def check_rules(config: ExperimentConfig) -> list[Finding]:
+    """Everything that does not fit together in a file whose sections are right."""
+    return [
+        *_monitor(config),
+        *_batches(config),
+        *_loader(config),
+        *_lengths(config),
+        *_space(config),
+        *_student(config),
+    ]
+
+
+def _monitor(config: ExperimentConfig) -> Iterator[Finding]:
+    path, mode_path = ("evaluate", "monitor"), ("evaluate", "mode")
+    split, _, metric = config.evaluate.monitor.partition("/")
+    known = METRICS.get(config.task.type)
+    if split != "val":
+        message = f"is read on the val split, so write val/{metric} instead of {split}/{metric}"
+        yield Finding(path, message)
+    elif config.data.split.val == 0:
+        yield Finding(
+            ("data", "split", "val"),
+            f"must be above 0, since evaluate.monitor is {config.evaluate.monitor}",
+            (path,),
+        )
+    if known and metric not in known:
+        message = f"the task {config.task.type!r} reports no {metric!r}; {suggest(metric, known)}"
+        yield Finding(path, message, (("task", "type"),))
+    elif known and known[metric] != config.evaluate.mode:
+        better = "higher" if known[metric] == "max" else "lower"
+        yield Finding(
+            mode_path,
+            f"{config.evaluate.monitor} is better when {better}, so set evaluate.mode: "
+            f"{known[metric]}",
+            (path, ("task", "type")),
+        )
+    if config.ensemble and config.data.split.select == 0:
+        message = "must be above 0, since the ensemble is chosen on the select split"
+        yield Finding(("data", "split", "select"), message, (("ensemble",),))
+
+
+def _batches(config: ExperimentConfig) -> Iterator[Finding]:
+    batch, workers = config.train.batch_size, config.scale.workers
+    micro = config.train.micro_batch
+    also: tuple[KeyPath, ...] = (("scale", "workers"),)
+    if workers > batch:
+        yield Finding(
+            ("train", "batch_size"),
+            "is over all workers, so batch_size >= scale.workers must hold, "
+            f"but got batch_size={batch}, workers={workers}",
+            also,
+        )
+    elif isinstance(micro, int) and workers > 1 and micro * workers > batch:
+        yield Finding(
+            ("train", "micro_batch"),
+            "micro_batch × scale.workers <= batch_size must hold, "
+            f"but got {micro} × {workers} > {batch}; at most {batch // workers}, or auto",
+            (*also, ("train", "batch_size")),
+        )
+
+
+def _loader(config: ExperimentConfig) -> Iterator[Finding]:
+    source = config.data.source.type
+    ours = type(config.data.source).__module__ == "orchestrator.config.data"
+    if isinstance(config.data.loader, RayLoader) and ours and source not in STREAMED:
+        yield Finding(
+            ("data", "loader", "type"),
+            f"ray streams {' and '.join(STREAMED)}, but the source is {source!r}; use memory",
+            (("data", "source"),),
+        )
+
+
+def _lengths(config: ExperimentConfig) -> Iterator[Finding]:
+    whole: tuple[KeyPath, ...] = (("train", "for"),)
+    run = config.train.duration
+    warmup = getattr(config.schedule, "warmup", None)
+    if isinstance(warmup, Duration) and _share(warmup, run) > 1:
+        message = f"must not be longer than train.for ({run}), got {warmup}"
+        yield Finding(("schedule", "warmup"), message, whole)
+    grace = getattr(config.sweep.scheduler, "grace", None) if config.sweep else None
+    if isinstance(grace, Duration) and _share(grace, run) >= 1:
+        message = (
+            f"must be shorter than train.for ({run}), or no trial is ever stopped; got {grace}"
+        )
+        yield Finding(("sweep", "scheduler", "grace"), message, whole)
+
+
+def _share(part: Duration, whole: Duration) -> float:
+    """How much of the whole a part is; 0 where the units can't be compared."""
+    if part.unit == "%":
+        return part.value / 100
+    return part.value / whole.value if part.unit == whole.unit else 0.0
+
+
+# --- keys that stand for other keys ----------------------------------------------------------
+
+
+def _space(config: ExperimentConfig) -> Iterator[Finding]:
+    if config.sweep is None:
+        return
+    space = config.sweep.space
+    kinds = {
+        key: [value for value in one.values if not any(_misfits(config, {key: value}, key))]
+        for key, one in space.items()
+        if key.endswith(".type") and isinstance(one, Choice)
+    }
+    for key, distribution in space.items():
+        path: KeyPath = ("sweep", "space", key)
+        if why := _fixed(key, FIXED_IN_SWEEPS):
+            yield Finding(path, f"can't be searched: it {why}")
+            continue
+        # A key must fit every type that is searched beside it: each trial gets all keys.
+        around = [{name: value} for name in _outer(key, kinds) for value in kinds[name]] or [{}]
+        problems = {
+            message: None
+            for value in _probes(distribution)
+            for types in around
+            for message in _misfits(config, {**types, key: value}, key)
+        }
+        yield from (Finding(path, message) for message in problems)
+
+
+def _student(config: ExperimentConfig) -> Iterator[Finding]:
+    if config.distill is None:
+        return
+    wanted = config.distill.set
+    allowed = {}
+    for key, value in wanted.items():
+        if why := _fixed(key, FIXED_IN_STUDENTS):
+            yield Finding(("distill", "set", key), f"can't be set for a student: it {why}")
+        else:
+            allowed[key] = value
+    single = {"sweep": None, "ensemble": None, "distill": None}
+    try:
+        changed(config, allowed | single)
+    except ConfigError as error:
+        for problem in error.problems:
+            cause = _nearest(problem.key, allowed)
+            path: KeyPath = ("distill", "set", cause) if cause else ("distill", "set")
+            about = "" if cause == problem.key else f"{problem.key}: "
+            yield Finding(path, f"{about}{problem.message}")
+
+
+def _fixed(key: str, table: Mapping[str, str]) -> str | None:
+    return next((why for name, why in table.items() if f"{key}.".startswith(f"{name}.")), None)
+
+
+def _outer(key: str, kinds: Mapping[str, Any]) -> list[str]:
+    """The searched types of the sections around a key."""
+    return [name for name in kinds if name != key and key.startswith(name.removesuffix("type"))]
+
+
+def _probes(distribution: Part) -> list[Any]:
+    """Values that stand for all: every choice, the ends of a range."""
+    if isinstance(distribution, Choice):
+        return list(distribution.values[:_MOST_PROBES])
+    if isinstance(distribution, Uniform | LogUniform | IntUniform):
+        return [distribution.low, distribution.high]
+    return []
+
+
+def _misfits(config: ExperimentConfig, changes: dict[str, Any], key: str) -> Iterator[str]:
+    """Why one value of a searched key does not fit the file."""
+    single = {"sweep": None, "ensemble": None, "distill": None}
+    try:
+        changed(config, changes | single)
+    except ConfigError as error:
+        others = {name: value for name, value in changes.items() if name != key}
+        beside = "".join(f"with {name}={value}: " for name, value in others.items())
+        for problem in error.problems:
+            about = "" if problem.key == key else f"{problem.key}: " if problem.key else ""
+            yield f"{beside}{about}{problem.message}"
+
+
+def _nearest(key: str, allowed: Mapping[str, Any]) -> str | None:
+    """Which of the set keys a problem belongs to."""
+    if key in allowed:
+        return key
+    return next((name for name in allowed if key.startswith(name.removesuffix("type"))), None)
