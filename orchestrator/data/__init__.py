@@ -1,0 +1,1 @@
+"""Data: sources, splits, the epoch plan, augmentation and the in-memory loader."""

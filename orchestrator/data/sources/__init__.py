@@ -1,0 +1,1 @@
+"""Data sources: one file a source, each with a `load`."""
