@@ -1,0 +1,161 @@
+"""Reading weights that someone trained, strictly, from files that can't run code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+KeyMap = Callable[[str], str | None]
+"""Renames a key of the file to the model's; None drops it."""
+
+_SHOWN = 10
+
+
+class WeightsMismatch(ValueError):  # noqa: N818 - what callers catch is a mismatch, not any error
+    """A weights file can't be read, or does not fit the model."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `load_weights` did beyond copying.
+
+    Attributes:
+        loaded: tensors that were copied.
+        head_replaced: the file's class count when it differs; the head was left as it was.
+        stem_summed: whether the first convolution's colours were summed up to one channel.
+    """
+
+    loaded: int
+    head_replaced: int | None = None
+    stem_summed: bool = False
+
+    def __str__(self) -> str:
+        notes = [f"{self.loaded} tensors loaded"]
+        if self.head_replaced is not None:
+            notes.append(f"the head, of {self.head_replaced} classes in the file, starts fresh")
+        if self.stem_summed:
+            notes.append("the first convolution's three channels are summed up to one")
+        return "; ".join(notes)
+
+
+def load_weights(model: nn.Module, path: str | Path, *, key_map: KeyMap | None = None) -> Report:
+    """Copies weights from a file into a model, all of them or none.
+
+    Two differences are mended in models that say where their head and stem are, as the zoo's do:
+    another class count leaves the model's head as it is, and a first convolution for three
+    channels is summed for a model of one, which answers to a grey image as the original does to
+    the same image in three equal channels. Anything else is refused.
+
+    Args:
+        model: where to; on any device.
+        path: a ``.safetensors`` file, or a ``.pth`` or ``.pt`` file with a plain state dict.
+        key_map: renames the file's keys.
+
+    Raises:
+        WeightsMismatch: if the file can't be read, or names or shapes differ.
+    """
+    path = Path(path)
+    state = _renamed(_read(path), key_map)
+    own = model.state_dict()
+    stem_summed = _sum_stem(state, own, getattr(model, "stem_name", None))
+    head = getattr(model, "head_name", None)
+    head_replaced = _drop_head(state, own, head)
+    problems = _differences(state, own, None if head_replaced is None else head)
+    if problems:
+        raise WeightsMismatch(
+            f"{path} does not fit {type(model).__name__}:\n  " + "\n  ".join(problems) + "\n"
+            "Choose the model, and its options, that these weights were trained with."
+        )
+    model.load_state_dict({**own, **state})
+    return Report(len(state), head_replaced, stem_summed)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
+        raise WeightsMismatch(
+            f"weights must be a .safetensors, .pth or .pt file, but got {path}; "
+            "convert it, for example with safetensors.torch.save_file(model.state_dict(), …)"
+        )
+    if not path.is_file():
+        raise WeightsMismatch(f"there is no weights file {path}; check the path")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise WeightsMismatch(f"{path} can't be read as weights: {_first_line(error)}") from error
+    except Exception as error:  # the unpickler's own errors have no common base
+        raise WeightsMismatch(
+            f"{path} holds more than tensors, so it is refused: {_first_line(error)}. "
+            "Save its state_dict() alone"
+        ) from error
+    if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
+        raise WeightsMismatch(
+            f"{path} must hold a state dict, a mapping from names to tensors; "
+            "save model.state_dict() alone"
+        )
+    return dict(state)
+
+
+def _renamed(state: Mapping[str, torch.Tensor], key_map: KeyMap | None) -> dict[str, torch.Tensor]:
+    if key_map is None:
+        return dict(state)
+    pairs = ((key_map(name), tensor) for name, tensor in state.items())
+    return {name: tensor for name, tensor in pairs if name is not None}
+
+
+def _sum_stem(
+    state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor], stem: str | None
+) -> bool:
+    name = f"{stem}.weight"
+    theirs = state.get(name)
+    if theirs is None or theirs.ndim != 4 or (theirs.shape[1], own[name].shape[1]) != (3, 1):
+        return False
+    state[name] = theirs.sum(1, keepdim=True)
+    return True
+
+
+def _drop_head(
+    state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor], head: str | None
+) -> int | None:
+    theirs = state.get(f"{head}.weight")
+    if theirs is None or theirs.ndim != 2 or theirs.shape[0] == own[f"{head}.weight"].shape[0]:
+        return None
+    for part in ("weight", "bias"):
+        state.pop(f"{head}.{part}", None)
+    return theirs.shape[0]
+
+
+def _differences(
+    state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], fresh: str | None
+) -> list[str]:
+    # Files from before PyTorch 0.4.1, as many published ones are, count no batches.
+    optional = (f"{fresh}.weight", f"{fresh}.bias", ".num_batches_tracked")
+    missing = [name for name in own if name not in state and not name.endswith(optional)]
+    shapes = [
+        f"{name} {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    return [
+        *_listed("missing from the file", missing),
+        *_listed("unknown to the model", sorted(set(state) - set(own))),
+        *_listed("of another shape", shapes),
+    ]
+
+
+def _listed(what: str, items: list[str]) -> list[str]:
+    if not items:
+        return []
+    more = f", … ({len(items)} in all)" if len(items) > _SHOWN else ""
+    return [f"{what}: {', '.join(items[:_SHOWN])}{more}"]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

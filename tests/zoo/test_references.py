@@ -1,0 +1,151 @@
+"""The zoo against torchvision's models: the same names, shapes, numbers and scaling."""
+
+import pytest
+import torch
+
+from orchestrator import models
+from orchestrator.models.efficientnet import VARIANTS, compound
+
+COUNTS = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "efficientnet_b0": 5_288_548,
+    "efficientnet_b1": 7_794_184,
+    "efficientnet_b2": 9_109_994,
+    "efficientnet_b3": 12_233_232,
+    "efficientnet_b4": 19_341_616,
+    "efficientnet_b5": 30_389_784,
+    "efficientnet_b6": 43_040_704,
+    "efficientnet_b7": 66_347_960,
+}
+NORMS = {f"efficientnet_b{n}": (1e-5, 0.1) if n < 5 else (1e-3, 0.01) for n in range(8)}
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def create(name: str, **options) -> torch.nn.Module:
+    return models.create(name, num_classes=1000, in_channels=3, image_size=224, **options)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameters_as_published(name):
+    with torch.device("meta"):
+        assert parameters(create(name)) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_state_dict_is_torchvisions(name, torchvision):
+    with torch.device("meta"):
+        ours = create(name).state_dict()
+        theirs = getattr(torchvision.models, name)().state_dict()
+    assert list(ours) == list(theirs)
+    assert [v.shape for v in ours.values()] == [v.shape for v in theirs.values()]
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_rates_and_norms_are_torchvisions(name, torchvision):
+    with torch.device("meta"):
+        ours, theirs = create(name), getattr(torchvision.models, name)()
+
+    def norms(model):
+        return [(m.eps, m.momentum) for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+
+    assert norms(ours) == norms(theirs)
+    if name in NORMS:
+        assert set(norms(ours)) == {NORMS[name]}
+        assert ours.classifier[0].p == theirs.classifier[0].p
+        drops = [m.rate for n, m in ours.named_modules() if n.endswith("stochastic_depth")]
+        expected = [m.p for n, m in theirs.named_modules() if n.endswith("stochastic_depth")]
+        assert drops == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "efficientnet_b0"])
+@pytest.mark.parametrize("training", [True, False])
+def test_numbers_are_torchvisions(name, training, torchvision):
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, name)()
+    rates = {"drop_path": 0.0} if "efficient" in name else {}
+    ours = create(name, dropout=0.0, **rates)
+    for module in theirs.modules():
+        if type(module).__name__ in ("StochasticDepth", "Dropout"):
+            module.p = 0.0
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.1)
+            module.momentum = 1.0
+    # Double precision: where batch norm sees few pixels, single rounds the last digits away.
+    x = torch.randn(4, 3, 64, 64, dtype=torch.double)
+    ours, theirs = ours.double().train(training), theirs.double()
+    theirs(x)
+    ours.load_state_dict(theirs.state_dict())
+    expected = theirs.train(training)(x)
+    assert expected.std(dim=0).mean() > 1e-2
+    torch.testing.assert_close(ours(x), expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
+def test_fresh_weights_are_spread_as_torchvisions(name, torchvision):
+    torch.manual_seed(0)
+    ours = create(name, **({"zero_init": False} if name == "resnet18" else {})).state_dict()
+    theirs = getattr(torchvision.models, name)().state_dict()
+    for key, value in theirs.items():
+        if value.ndim < 2 and key != "fc.bias":  # norms, statistics and zero biases
+            assert torch.equal(ours[key], value), key
+        elif value.numel() >= 256:
+            spread, n = value.std().item(), value.numel()
+            # Five standard errors of a standard deviation, twice estimated, and of a mean.
+            assert ours[key].std().item() == pytest.approx(spread, rel=5 * n**-0.5), key
+            assert abs(ours[key].mean().item()) < 5 * spread * n**-0.5, key
+
+
+def test_zero_init_starts_blocks_as_the_identity():
+    model = models.create("resnet18", num_classes=2, in_channels=1, image_size=32)
+    x = torch.rand(2, 64, 8, 8)
+    assert torch.equal(model.layer1[0](x), x)
+
+
+@pytest.mark.parametrize(
+    ("phi", "width", "depth", "resolution"),
+    [(0, 1, 1, 224), (1, 1.1, 1.2, 258), (-2, 1.1**-2, 1.2**-2, 169)],
+)
+def test_compound_scaling_is_equation_3(phi, width, depth, resolution):
+    variant = compound(phi)
+    assert variant.width == pytest.approx(width)
+    assert variant.depth == pytest.approx(depth)
+    assert variant.resolution == resolution
+
+
+def test_phi_zero_is_b0_and_more_is_larger():
+    with torch.device("meta"):
+        counts = [parameters(create("efficientnet", phi=phi)) for phi in (-6, -3, 0, 1, 4)]
+        assert create("efficientnet", phi=1.0).resolution == 258
+    assert counts == sorted(set(counts))
+    assert counts[2] == COUNTS["efficientnet_b0"]
+
+
+def test_width_and_depth_replace_the_variants():
+    with torch.device("meta"):
+        b0 = create("efficientnet_b0", width=1.1, depth=1.2).state_dict()
+        b2 = create("efficientnet_b2").state_dict()
+        thin = create("resnet18", width=0.5)
+    assert {k: v.shape for k, v in b0.items()} == {k: v.shape for k, v in b2.items()}
+    assert VARIANTS["efficientnet_b2"].width == 1.1
+    assert [thin.layer1[0].conv1.out_channels, thin.fc.in_features] == [32, 256]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
+@pytest.mark.parametrize(
+    ("size", "stem", "downsampling"),
+    [(64, "auto", "small"), (65, "auto", "imagenet"), (28, "imagenet", "imagenet")],
+)
+def test_auto_keeps_small_images_whole(name, size, stem, downsampling):
+    with torch.device("meta"):
+        model = models.create(name, num_classes=2, image_size=size, stem=stem)
+        out = model.stages()[0].fn(torch.empty(1, 3, 64, 64))
+    halvings = {"small": 0, "imagenet": 2 if name == "resnet18" else 1}[downsampling]
+    assert out.shape[-1] == 64 >> halvings

@@ -1,0 +1,227 @@
+"""Every registered model, by the promises that all of them make."""
+
+import copy
+
+import pytest
+import torch
+
+from orchestrator import models
+from orchestrator.config.base import entries
+from orchestrator.models.base import ZooModel
+from orchestrator.models.stages import Stage, run_stages
+
+NAMES = models.names()
+SMALL = ["efficientnet", "efficientnet_b0", "efficientnet_small", "resnet18", "resnet50"]
+"""Those that run on real tensors; the rest differ from them in size alone."""
+SLIM = {
+    "efficientnet": {"phi": -4.0},
+    "efficientnet_b0": {"width": 0.25, "depth": 0.3},
+    "efficientnet_small": {"width": 0.5},
+    "resnet18": {"width": 0.125},
+    "resnet50": {"width": 0.125},
+}
+
+
+def slim(name: str, *, channels: int = 1, **options) -> ZooModel:
+    torch.manual_seed(0)
+    given = SLIM[name] | options
+    return models.create(name, num_classes=5, in_channels=channels, image_size=28, **given)
+
+
+def images(channels: int = 1) -> torch.Tensor:
+    return torch.randn(4, channels, 28, 28, generator=torch.Generator().manual_seed(1))
+
+
+def composed(model: ZooModel, x: torch.Tensor) -> torch.Tensor:
+    for stage in model.stages():
+        x = stage.fn(x)
+    return x
+
+
+def test_the_files_schema_and_the_registry_know_the_same_names():
+    ours = {entry.name for entry in entries("model") if entry.config.__module__.startswith("orch")}
+    assert ours - {"import"} == set(NAMES)
+
+
+@pytest.mark.parametrize("entry", list(entries("model")), ids=lambda entry: entry.name)
+def test_every_option_of_the_schema_is_one_of_the_model(entry):
+    if entry.name == "import":
+        return
+    section = set(entry.config.model_fields) - {"type", "weights", "freeze"}
+    options = set(models.options_of(entry.name))
+    assert options <= section
+    assert section - options <= {"phi"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_without_memory(name):
+    channels, size, classes = 3, 40, 1000
+    with torch.device("meta"):
+        model = models.create(name, num_classes=classes, in_channels=channels, image_size=size)
+        logits = model(torch.empty(2, channels, size, size))
+    assert logits.shape == (2, classes)
+    assert model.head_layer.out_features == classes
+    assert model.get_submodule(model.stem_name).in_channels == channels
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stages_hold_each_parameter_once_and_own_none(name):
+    with torch.device("meta"):
+        model = models.create(name, num_classes=3, image_size=32)
+    stages = model.stages()
+    held = [id(p) for stage in stages for module in stage.modules for p in module.parameters()]
+    assert sorted(held) == sorted(map(id, model.parameters()))
+    assert len({stage.name for stage in stages}) == len(stages)
+    assert stages[0].name == "stem"
+    assert stages[-1].name == "head"
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_backward_reaches_every_parameter(name, channels):
+    # Blocks whose last norm starts at zero hide what is before it, so let them start open.
+    model = slim(name, channels=channels, **({"zero_init": False} if "resnet" in name else {}))
+    logits = model(images(channels))
+    assert logits.shape == (4, 5)
+    assert logits.isfinite().all()
+    logits.square().sum().backward()
+    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("training", [True, False])
+def test_stages_compose_to_forward(name, training):
+    rates = {"dropout": 0.3} | ({} if "resnet" in name else {"drop_path": 0.3})
+    model = slim(name, **rates).train(training)
+    twin = copy.deepcopy(model)
+    torch.manual_seed(7)
+    whole = model(images())
+    torch.manual_seed(7)
+    assert torch.equal(composed(twin, images()), whole)
+    for a, b in zip(model.buffers(), twin.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_features_then_head_is_forward(name):
+    model = slim(name).eval()
+    features = model.forward_features(images())
+    assert features.shape[:2] == (4, model.head_layer.in_features)
+    assert torch.equal(model.head(features), model(images()))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_taps_show_what_stages_put_out(name):
+    model = slim(name).eval()
+    group = model.stages()[1].name.rpartition(".")[0]
+    last = [stage.name for stage in model.stages() if stage.name.startswith(group)][-1]
+    logits, taps = model.forward_taps(images(), ["stem", group, last])
+    assert torch.equal(logits, model(images()))
+    assert torch.equal(taps["stem"], model.stages()[0].fn(images()))
+    assert torch.equal(taps[group], taps[last])
+    with pytest.raises(ValueError, match=r"no stage is named 'neck'; choose from: stem"):
+        model.forward_taps(images(), ["neck"])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_checkpointing_changes_nothing_but_memory(name):
+    rates = {"dropout": 0.3} | ({} if "resnet" in name else {"drop_path": 0.3})
+    plain = slim(name, **rates)
+    saving = copy.deepcopy(plain)
+    saving.set_checkpointing(True)
+    for model in (plain, saving):
+        torch.manual_seed(7)
+        model(images()).square().sum().backward()
+    for (key, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad), key
+    for (key, a), b in zip(plain.named_buffers(), saving.buffers(), strict=True):
+        assert torch.equal(a, b), key
+
+
+def test_checkpointing_computes_each_stage_twice_and_only_when_training():
+    calls = []
+    stage = Stage("s", lambda x: calls.append(1) or x.square().square(), ())
+    x = torch.ones(2, requires_grad=True)
+    run_stages([stage], x, recompute=True).sum().backward()
+    assert len(calls) == 2
+    with torch.no_grad():
+        run_stages([stage], x, recompute=True)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_state_dict_carries_the_whole_model(name):
+    model = slim(name)
+    model(images())
+    other = slim(name, dropout=0.0)
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.eval()(images()), model.eval()(images()))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_few_steps_lower_the_loss(name):
+    model = slim(name, dropout=0.0)
+    labels = torch.arange(4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    losses = []
+    for _ in range(20):
+        loss = torch.nn.functional.cross_entropy(model(images()), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_seed_decides_the_weights(name):
+    first, again = slim(name), slim(name)
+    assert all(map(torch.equal, first.state_dict().values(), again.state_dict().values()))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_fresh_head_keeps_the_rest(name):
+    model = slim(name).double()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.reset_head(9)
+    assert model(images().double()).shape == (4, 9)
+    assert model.num_classes == 9
+    changed = {
+        key
+        for key, value in model.state_dict().items()
+        if value.shape != before[key].shape or not torch.equal(value, before[key])
+    }
+    assert {key.rpartition(".")[0] for key in changed} <= {model.head_name, *_norms(model)}
+    assert f"{model.head_name}.weight" in changed
+
+
+def _norms(model: ZooModel) -> set[str]:
+    """The forward pass in training mode moves these modules' statistics."""
+    return {n for n, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_memory_format_does_not_change_the_result(name):
+    model = slim(name).double().eval()
+    expected = model(images().double())
+    model.to(memory_format=torch.channels_last)
+    found = model(images().double().contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    if name != "efficientnet":
+        assert (
+            model.stages()[0]
+            .fn(images().double().contiguous(memory_format=torch.channels_last))
+            .is_contiguous(memory_format=torch.channels_last)
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_small"])
+def test_compiles_as_one_graph(name):
+    model = slim(name, dropout=0.0)
+    expected = copy.deepcopy(model)(images())
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images()), expected, rtol=1e-4, atol=1e-5)
