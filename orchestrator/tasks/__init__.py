@@ -1,0 +1,1 @@
+"""Tasks: what is computed from a batch."""

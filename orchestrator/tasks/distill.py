@@ -1,0 +1,32 @@
+"""Learning from a teacher's softened probabilities beside the labels."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from orchestrator.config.training import DistillTask
+from orchestrator.data.types import Batch
+from orchestrator.losses import soft_cross_entropy
+from orchestrator.tasks.base import StepOutput
+from orchestrator.tasks.classify import Classify
+
+TEACHER = "teacher_logits"
+"""The target that carries the teacher's logits, float[B, K]."""
+
+
+class Distill(Classify):
+    """(1 − w)·loss(labels) + w·T²·KL(teacher‖student) (Hinton et al., 2015, section 2)."""
+
+    def __init__(self, config: DistillTask) -> None:
+        super().__init__(config)
+        self._temperature, self._weight = config.temperature, config.soft_weight
+
+    def loss(self, outputs: Tensor, batch: Batch) -> StepOutput:
+        """The mixture where the batch has teacher logits, the labels' loss where it has none."""
+        hard = super().loss(outputs, batch)
+        if TEACHER not in batch.targets:
+            return hard
+        soft = soft_cross_entropy(outputs, batch.targets[TEACHER], self._temperature)
+        mixed = (1 - self._weight) * hard.loss + self._weight * soft
+        metrics = {"hard_loss": hard.loss.detach(), "soft_loss": soft.detach()}
+        return StepOutput(mixed, outputs, metrics)
