@@ -1,0 +1,65 @@
+"""The engine's seam: how one optimizer step is applied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from orchestrator.data.types import Batch, GlobalBatch
+from orchestrator.tasks.base import StepOutput, Task
+
+
+class Engine(Protocol):
+    """Owns the model, the optimizer and their precision; applies whole optimizer steps.
+
+    Parity: N ranks with one micro-batch each give the same step as one rank that accumulates N,
+    losses weighted by sample count.
+    """
+
+    model: nn.Module
+    """The bare module, for evaluation and export (sharded parameters may be empty)."""
+
+    def train_step(self, task: Task, batch: GlobalBatch, lr: float) -> StepOutput:
+        """Forward, backward, accumulation, clipping and update over a rank's micro-batches.
+
+        Args:
+            lr: the learning rate of this step; groups with a rate of their own scale with it.
+
+        Returns:
+            The loss over the global batch's samples that this rank saw, detached and not read
+            (reading it would wait for the device), and the metrics of the last micro-batch.
+        """
+        ...
+
+    def evaluate_step(self, task: Task, batch: Batch) -> StepOutput:
+        """Forward and loss without gradients, in evaluation mode."""
+        ...
+
+    def synchronise(self) -> None:
+        """Averages BatchNorm's running statistics over ranks. Called by every rank."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes model and optimizer into `folder`. Called by every rank, each with own files.
+
+        `synchronise` comes first: BatchNorm's statistics of other ranks than 0 are not kept.
+        """
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Restores what `save` wrote, to the bit, at the same world size."""
+        ...
+
+    def model_state(self) -> dict[str, Tensor]:
+        """The whole model's tensors by name, on the CPU. Called by every rank, filled on rank 0."""
+        ...
+
+    def load_model_state(self, folder: Path) -> None:
+        """Restores only the model from what `save` wrote."""
+        ...
+
+    def close(self) -> None:
+        """Frees devices and process groups that the engine made."""
+        ...

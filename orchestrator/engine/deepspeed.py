@@ -1,0 +1,231 @@
+"""DeepSpeed with ZeRO stages 0 to 3 (Rajbhandari et al., 2020), on GPUs and on CPUs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.config.training import (
+    Adagrad,
+    DeepSpeedEngineConfig,
+    OptimizerPart,
+    TrainConfig,
+)
+from orchestrator.data.types import Batch, GlobalBatch
+from orchestrator.engine.deepspeed_layout import (
+    bare_state,
+    store_channels_last,
+)
+from orchestrator.engine.deepspeed_setup import (
+    Membership,
+    deepspeed_config,
+    import_deepspeed,
+    silenced,
+)
+from orchestrator.engine.shared import (
+    autocast,
+    average_batch_statistics,
+    empty_loss,
+    place_inputs,
+    seed_micro_batch,
+    set_learning_rate,
+    set_memory_format,
+    set_training,
+)
+from orchestrator.errors import CheckpointError, ConfigError
+from orchestrator.host import Worker
+from orchestrator.optim.optimizers import build_optimizer
+from orchestrator.tasks.base import StepOutput, Task
+
+TAG = "state"
+PARTITIONED = 3
+"""The ZeRO stage from which a rank holds only its part of the parameters."""
+
+
+class DeepSpeedEngine:
+    """DeepSpeed over the worker's group, or over a group of one that it makes itself.
+
+    Weights and optimizer state are fp32; lower precisions are autocast, so that every stage
+    computes what the plain engine computes. Under stage 3 a forward pass is a collective: every
+    rank has to call `evaluate_step` equally often.
+
+    Args:
+        config: the engine's section.
+        model: the bare module; it is moved to the worker's device.
+        optimizer: the optimizer's section.
+        train: with precision and memory format resolved (no `auto`).
+        seed: the experiment's.
+        worker: this rank.
+
+    Raises:
+        ConfigError: if the optimizer can't be sharded.
+        ResourceError: if this process has used DeepSpeed on another kind of device before.
+    """
+
+    def __init__(
+        self,
+        config: DeepSpeedEngineConfig,
+        *,
+        model: nn.Module,
+        optimizer: OptimizerPart,
+        train: TrainConfig,
+        seed: int,
+        worker: Worker,
+    ) -> None:
+        _check(config, optimizer)
+        self._train, self._seed, self._worker = train, seed, worker
+        self._stage = config.zero_stage
+        self._channels_last = train.memory_format == "channels_last"
+        self._deepspeed = import_deepspeed(worker.device)
+        self._membership = Membership(worker.device)
+        # The initial broadcast refuses a channels-last parameter, so every layout starts here.
+        self.model = set_memory_format(model.to(worker.device), torch.contiguous_format)
+        zero_flattens = self._channels_last and 0 < self._stage < PARTITIONED
+        self._stored = store_channels_last(self.model) if zero_flattens else {}
+        self._optimizer = build_optimizer(optimizer, self.model)
+        self._engine, *_ = self._deepspeed.initialize(
+            model=self.model,
+            optimizer=self._optimizer,
+            config=deepspeed_config(config, train, self.model),
+            dist_init_required=False,
+        )
+        if self._channels_last and self._stage == 0:
+            set_memory_format(self.model, torch.channels_last)
+
+    def train_step(self, task: Task, batch: GlobalBatch, lr: float) -> StepOutput:
+        """See `Engine.train_step`."""
+        set_learning_rate(self._optimizer, lr)
+        seen = sum(map(len, batch.micro_batches))
+        total = torch.zeros((), device=self._worker.device)
+        output: StepOutput | None = None
+        alone = self._worker.world_size == 1
+        share = [
+            (number, micro)
+            for number, micro in zip(batch.numbers, batch.micro_batches, strict=True)
+            if len(micro) or not alone
+        ]
+        for place, (number, micro) in enumerate(share):
+            seed_micro_batch(self._seed, batch, number)
+            self._engine.set_gradient_accumulation_boundary(place == len(share) - 1)
+            # DeepSpeed averages over ranks, so weights that add up to the number of ranks give
+            # the mean over the global batch's samples.
+            weight = len(micro) / batch.samples * self._worker.world_size
+            output = self._accumulate(task, micro, weight)
+            total += output.loss.detach() * (len(micro) / max(seen, 1))
+        self._engine.step()
+        assert output is not None
+        return StepOutput(total, output.outputs, output.metrics)
+
+    def evaluate_step(self, task: Task, batch: Batch) -> StepOutput:
+        """See `Engine.evaluate_step`."""
+        set_training(self.model, False)
+        batch = place_inputs(batch, self._worker.device, self._channels_last)
+        with torch.no_grad(), autocast(self._worker.device, self._train.precision):
+            return task.loss(task.forward(self._engine, batch), batch)
+
+    def synchronise(self) -> None:
+        """See `Engine.synchronise`."""
+        average_batch_statistics(self.model, self._worker)
+
+    def save(self, folder: Path) -> None:
+        """See `Engine.save`. Writes DeepSpeed's own checkpoint, so that its tools read it."""
+        scaler = self._engine.torch_autocast_z0_gradscaler
+        client = {"scaler": scaler.state_dict() if scaler else None}
+        self._engine.save_checkpoint(str(folder), tag=TAG, client_state=client)
+
+    def load(self, folder: Path) -> None:
+        """See `Engine.load`."""
+        client = self._load(folder, optimizer=True)
+        if client["scaler"] is not None:
+            self._engine.torch_autocast_z0_gradscaler.load_state_dict(client["scaler"])
+
+    def load_model_state(self, folder: Path) -> None:
+        """See `Engine.load_model_state`."""
+        self._load(folder, optimizer=False)
+
+    def model_state(self) -> dict[str, Tensor]:
+        """See `Engine.model_state`."""
+        gathered = self._gathered() if self._stage == PARTITIONED else {}
+        if not self._worker.is_main:
+            return {}
+        state = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+        return bare_state(state | gathered, self._stored)
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._engine.destroy()
+        self._membership.leave()
+
+    def _accumulate(self, task: Task, micro: Batch, weight: float) -> StepOutput:
+        """Forward and backward of one micro-batch."""
+        set_training(self.model, True)
+        if not len(micro):
+            return self._accumulate_nothing(task, micro)
+        micro = place_inputs(micro, self._worker.device, self._channels_last)
+        with autocast(self._worker.device, self._train.precision):
+            output = task.loss(task.forward(self._engine, micro), micro)
+        self._engine.backward(output.loss * weight)
+        return output
+
+    def _accumulate_nothing(self, task: Task, micro: Batch) -> StepOutput:
+        """Takes part in the collectives of a micro-batch that others have.
+
+        ZeRO matches gradients over ranks by the order in which backward makes them, so the
+        graph has to be that of any other micro-batch. An empty batch, or evaluation mode, has
+        another one; blank samples with a loss of zero have the same.
+        """
+        inputs = {
+            name: tensor.new_zeros((2, *tensor.shape[1:])) for name, tensor in micro.inputs.items()
+        }
+        blank = Batch(micro.ids.new_zeros(2), inputs, {})
+        blank = place_inputs(blank, self._worker.device, self._channels_last)
+        kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        with autocast(self._worker.device, self._train.precision):
+            output = empty_loss(task.forward(self._engine, blank))
+        self._engine.backward(output.loss)
+        for buffer, value in kept:
+            buffer.copy_(value)
+        return StepOutput(output.loss, output.outputs[:0])
+
+    def _gathered(self) -> dict[str, Tensor]:
+        """Partitioned parameters by name, whole, module by module. Filled on rank 0."""
+        state = {}
+        for path, module in self.model.named_modules(remove_duplicate=False):
+            own = dict(module.named_parameters(recurse=False))
+            with self._deepspeed.zero.GatheredParameters(list(own.values())):
+                if self._worker.is_main:
+                    for name, parameter in own.items():
+                        key = f"{path}.{name}" if path else name
+                        state[key] = parameter.detach().cpu().clone()
+        return state
+
+    def _load(self, folder: Path, *, optimizer: bool) -> dict[str, object]:
+        """Restores a checkpoint and returns what `save` put beside it.
+
+        Raises:
+            CheckpointError: if there is none, or DeepSpeed can't read it.
+        """
+        if not (folder / TAG).is_dir():
+            raise CheckpointError(f"{folder} holds no DeepSpeed checkpoint")
+        try:
+            with silenced():
+                _, client = self._engine.load_checkpoint(
+                    str(folder), tag=TAG, load_optimizer_states=optimizer
+                )
+        except Exception as error:
+            raise CheckpointError(f"DeepSpeed can't read {folder}: {error}") from error
+        return dict(client)
+
+
+def _check(config: DeepSpeedEngineConfig, optimizer: OptimizerPart) -> None:
+    """Refuses what DeepSpeed would silently change.
+
+    ZeRO builds Adagrad anew with its first group's options, losing groups and rates.
+    """
+    if config.zero_stage and isinstance(optimizer, Adagrad):
+        raise ConfigError(
+            f"optimizer.type=adagrad needs engine.zero_stage=0, but it is {config.zero_stage}; "
+            "choose another optimizer, such as adamw, or stage 0"
+        )

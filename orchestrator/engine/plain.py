@@ -1,0 +1,154 @@
+"""PyTorch itself; several ranks synchronise gradients through DistributedDataParallel."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from orchestrator.config.training import OptimizerPart, PlainEngineConfig, TrainConfig
+from orchestrator.data.types import Batch, GlobalBatch
+from orchestrator.engine.shared import (
+    autocast,
+    average_batch_statistics,
+    empty_loss,
+    place_inputs,
+    seed_micro_batch,
+    set_learning_rate,
+    set_memory_format,
+    set_training,
+)
+from orchestrator.host import Worker
+from orchestrator.optim.optimizers import build_optimizer
+from orchestrator.tasks.base import StepOutput, Task
+
+MODEL_FILE, OPTIMIZER_FILE = "model.pt", "optimizer.pt"
+
+
+class PlainEngine:
+    """One process, or DistributedDataParallel over the worker's group.
+
+    Args:
+        config: the engine's section.
+        model: the bare module; it is moved to the worker's device and memory format.
+        optimizer: the optimizer's section.
+        train: with precision and memory format resolved (no `auto`).
+        seed: the experiment's.
+        worker: this rank.
+    """
+
+    def __init__(
+        self,
+        config: PlainEngineConfig,
+        *,
+        model: nn.Module,
+        optimizer: OptimizerPart,
+        train: TrainConfig,
+        seed: int,
+        worker: Worker,
+    ) -> None:
+        self._train, self._seed, self._worker = train, seed, worker
+        self._channels_last = train.memory_format == "channels_last"
+        self.model = model.to(worker.device)
+        if self._channels_last:
+            set_memory_format(self.model, torch.channels_last)
+        self._optimizer = build_optimizer(optimizer, self.model)
+        self._trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self._scaler = torch.amp.GradScaler(worker.device.type, enabled=train.precision == "fp16")
+        self._parallel: nn.Module = self.model
+        if worker.world_size > 1:
+            # BatchNorm statistics stay each rank's own until `synchronise` averages them.
+            self._parallel = DistributedDataParallel(self.model, broadcast_buffers=False)
+
+    def train_step(self, task: Task, batch: GlobalBatch, lr: float) -> StepOutput:
+        """See `Engine.train_step`."""
+        set_learning_rate(self._optimizer, lr)
+        seen = sum(map(len, batch.micro_batches))
+        total = torch.zeros((), device=self._worker.device)
+        output: StepOutput | None = None
+        last = len(batch.micro_batches) - 1
+        for place, (number, micro) in enumerate(
+            zip(batch.numbers, batch.micro_batches, strict=True)
+        ):
+            if not len(micro) and self._parallel is self.model:
+                continue
+            seed_micro_batch(self._seed, batch, number)
+            # DDP averages over ranks, so weights that add up to the number of ranks give the
+            # mean over the global batch's samples.
+            weight = len(micro) / batch.samples * self._worker.world_size
+            with nullcontext() if place == last else self._no_sync():
+                output = self._accumulate(task, micro, weight)
+            total += output.loss.detach() * (len(micro) / max(seen, 1))
+        self._apply()
+        assert output is not None
+        return StepOutput(total, output.outputs, output.metrics)
+
+    def evaluate_step(self, task: Task, batch: Batch) -> StepOutput:
+        """See `Engine.evaluate_step`."""
+        set_training(self.model, False)
+        batch = place_inputs(batch, self._worker.device, self._channels_last)
+        with torch.no_grad(), autocast(self._worker.device, self._train.precision):
+            return task.loss(task.forward(self.model, batch), batch)
+
+    def synchronise(self) -> None:
+        """See `Engine.synchronise`."""
+        average_batch_statistics(self.model, self._worker)
+
+    def save(self, folder: Path) -> None:
+        """See `Engine.save`. Ranks are equal, so rank 0 writes for all."""
+        if not self._worker.is_main:
+            return
+        torch.save(self.model.state_dict(), folder / MODEL_FILE)
+        state = {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+        torch.save(state, folder / OPTIMIZER_FILE)
+
+    def load(self, folder: Path) -> None:
+        """See `Engine.load`."""
+        self.load_model_state(folder)
+        state = self._read(folder / OPTIMIZER_FILE)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+
+    def model_state(self) -> dict[str, Tensor]:
+        """See `Engine.model_state`."""
+        return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+
+    def load_model_state(self, folder: Path) -> None:
+        """See `Engine.load_model_state`."""
+        self.model.load_state_dict(self._read(folder / MODEL_FILE))
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._optimizer.zero_grad(set_to_none=True)
+        self._parallel = self.model
+
+    def _accumulate(self, task: Task, micro: Batch, weight: float) -> StepOutput:
+        """Forward and backward of one micro-batch."""
+        set_training(self._parallel, len(micro) > 0)
+        micro = place_inputs(micro, self._worker.device, self._channels_last)
+        with autocast(self._worker.device, self._train.precision):
+            outputs = task.forward(self._parallel, micro)
+            output = task.loss(outputs, micro) if len(micro) else empty_loss(outputs)
+        self._scaler.scale(output.loss * weight).backward()  # type: ignore[no-untyped-call]
+        return output
+
+    def _apply(self) -> None:
+        """Clips and updates."""
+        if self._train.clip_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._trainable, self._train.clip_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _no_sync(self) -> Any:
+        if isinstance(self._parallel, DistributedDataParallel):
+            return self._parallel.no_sync()
+        return nullcontext()
+
+    def _read(self, path: Path) -> Any:
+        return torch.load(path, map_location=self._worker.device, weights_only=True)

@@ -1,0 +1,82 @@
+"""What the engines have in common."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.data.types import Batch, GlobalBatch
+from orchestrator.host import Worker
+from orchestrator.seeding import DROPOUT, derive
+from orchestrator.tasks.base import StepOutput
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Mixed precision for the operations that allow it; weights and reductions stay fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def place_inputs(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
+    """The batch on the device, its images in the model's memory format."""
+    batch = batch.to(device)
+    if not channels_last:
+        return batch
+    inputs = {
+        name: tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+        for name, tensor in batch.inputs.items()
+    }
+    return Batch(batch.ids, inputs, batch.targets)
+
+
+def set_memory_format(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """Converts a model's four-dimensional tensors in place."""
+    return model.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+
+def seed_micro_batch(seed: int, batch: GlobalBatch, number: int) -> None:
+    """Seeds dropout and the like by the micro-batch's place, whoever computes it."""
+    torch.manual_seed(derive(seed, DROPOUT, batch.epoch, batch.index, number))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets every group's rate, relative to the schedule's where it has a scale of its own."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def set_training(model: nn.Module, training: bool) -> None:
+    """Switches the mode only where it differs: walking the modules costs time at every step."""
+    if model.training != training:
+        model.train(training)
+
+
+def empty_loss(outputs: Tensor) -> StepOutput:
+    """A zero that is connected to the parameters, so that collectives stay in step."""
+    return StepOutput(outputs.float().sum() * 0.0, outputs)
+
+
+def average_batch_statistics(model: nn.Module, worker: Worker) -> None:
+    """Averages the running mean and variance of every BatchNorm over ranks, in one message."""
+    if worker.world_size == 1:
+        return
+    statistics = [
+        buffer
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
+    if not statistics:
+        return
+    flat = worker.sum(torch.cat([buffer.flatten() for buffer in statistics]))
+    flat /= worker.world_size
+    parts = torch.split(flat, [buffer.numel() for buffer in statistics])
+    for buffer, part in zip(statistics, parts, strict=True):
+        buffer.copy_(part.view_as(buffer))

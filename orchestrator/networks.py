@@ -1,0 +1,91 @@
+"""From a `model:` section to a network: the zoo's, a plugin's, or any importable class."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from orchestrator.config.base import build, resolve
+from orchestrator.config.model import ImportedModel, Model
+from orchestrator.errors import UserError, WeightsError
+from orchestrator.models.registry import create
+from orchestrator.models.weights import WeightsMismatch, load_weights
+
+
+def build_network(
+    section: Model, *, outputs: int, shape: tuple[int, int, int], load: bool = True
+) -> nn.Module:
+    """The network of a section, on the current default device.
+
+    Args:
+        section: the `model:` section.
+        outputs: how many outputs the head has.
+        shape: (C, H, W) of one input.
+        load: read `weights` where the section names a file, and freeze what it says.
+
+    Raises:
+        WeightsError: if the weights file does not fit.
+        UserError: if the section's options are impossible for this input.
+    """
+    try:
+        network = build("model", section, outputs=outputs, shape=shape)
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"model {section.type}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise UserError(f"model {section.type}: {type(network).__name__} is no torch.nn.Module")
+    if load and section.weights:
+        try:
+            load_weights(network, Path(section.weights))
+        except (WeightsMismatch, OSError) as error:
+            raise WeightsError(f"model.weights: {error}") from error
+    if load:
+        freeze(network, section.freeze)
+    return network
+
+
+def freeze(network: nn.Module, patterns: tuple[str, ...]) -> None:
+    """Stops the parameters whose names match a pattern (`stem.*`) from learning.
+
+    Raises:
+        UserError: for a pattern that matches nothing, naming the top-level modules.
+    """
+    names = dict(network.named_parameters())
+    for pattern in patterns:
+        matched = [name for name in names if fnmatchcase(name, pattern)]
+        if not matched:
+            tops = ", ".join(sorted({name.split(".")[0] + ".*" for name in names}))
+            raise UserError(f"model.freeze: {pattern!r} matches no parameter; there are {tops}")
+        for name in matched:
+            names[name].requires_grad_(False)
+
+
+def build_zoo_model(section: Model, *, outputs: int, shape: tuple[int, int, int]) -> nn.Module:
+    """Builds one of our own models; options that the file leaves out are the variant's."""
+    options = section.model_dump(exclude={"type", "weights", "freeze"}, exclude_none=True)
+    channels, height, width = shape
+    return create(
+        section.type,
+        num_classes=outputs,
+        in_channels=channels,
+        image_size=min(height, width),
+        **options,
+    )
+
+
+def build_imported_model(
+    section: ImportedModel, *, outputs: int, shape: tuple[int, int, int]
+) -> nn.Module:
+    """Calls the class that a file names, with the arguments that it gives.
+
+    `$outputs` and `$channels` as values stand for what the data asks for.
+    """
+    known: dict[str, Any] = {"$outputs": outputs, "$channels": shape[0]}
+    arguments = {
+        name: known.get(value, value) if isinstance(value, str) else value
+        for name, value in section.args.items()
+    }
+    network: nn.Module = resolve(section.target)(**arguments)
+    return network

@@ -1,0 +1,22 @@
+"""Every engine, in one process and in two, against the plain engine in one."""
+
+from __future__ import annotations
+
+from orchestrator.config.training import DeepSpeedEngineConfig, PlainEngineConfig
+from tests.contracts.engine_contract import EngineContract, Subject, pytest_parameters
+
+pytest_generate_tests = pytest_parameters
+
+
+def deepspeed(stage: int, workers: int) -> Subject:
+    # Parameters this small would all persist, and stage 3 would shard nothing.
+    config = DeepSpeedEngineConfig(zero_stage=stage, persist_below=10)
+    return Subject(f"deepspeed-{stage}-of-{workers}", config, workers)
+
+
+class TestEngines(EngineContract):
+    subjects = (
+        Subject("plain-of-1", PlainEngineConfig()),
+        Subject("plain-of-2", PlainEngineConfig(), workers=2),
+        *(deepspeed(stage, workers) for workers in (1, 2) for stage in range(4)),
+    )
