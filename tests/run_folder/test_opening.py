@@ -1,0 +1,253 @@
+"""Whose folder it is: fresh, resumed, or refused with the way out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from orchestrator.config.digest import config_digest, digest_difference
+from orchestrator.config.load import config_from_mapping, dump_yaml, load_config
+from orchestrator.errors import RunFolderError
+from orchestrator.files import read_json
+from orchestrator.opening import next_name, open_run, place_run, run_state
+from orchestrator.records import read_lines
+from orchestrator.run_folder import RunPaths
+from orchestrator.status import Best, Status
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return RunPaths(tmp_path / "runs" / "fmnist")
+
+
+def experiment(**optimizer):
+    return config_from_mapping(
+        {
+            "name": "fmnist",
+            "data": {"source": {"type": "digits"}},
+            "model": {"type": "resnet18"},
+            "optimizer": {"type": "adamw", **optimizer},
+        }
+    )
+
+
+def take(paths, config=None, resume=False, kind="run"):
+    config = config or experiment()
+    return open_run(
+        paths,
+        digest=config_digest(config),
+        config_yaml=dump_yaml(config),
+        resume=resume,
+        difference=digest_difference,
+        kind=kind,
+    )
+
+
+def test_a_fresh_run(paths):
+    with take(paths) as run:
+        assert not run.resumed
+        assert run.notes == []
+        assert load_config(paths.config) == experiment()
+        status = read_json(paths.status)
+        assert status["format"] == 1
+        assert status["state"] == "running"
+        assert status["digest"] == config_digest(experiment())
+        assert run_state(paths) == "running"
+    assert run_state(paths) == "stopped", "it never said how it ended"
+    assert [line["event"] for line in read_lines(paths.events)] == ["started"]
+
+
+def test_an_unfinished_run_asks_for_resume(paths):
+    with take(paths) as run:
+        run.status.progress(40, 1.5)
+        run.status.finish("interrupted", "by SIGINT")
+    with pytest.raises(RunFolderError, match=r"unfinished run \(step 40\); add --resume"):
+        take(paths)
+    with take(paths, resume=True) as run:
+        assert run.resumed
+        assert (run.status.status.state, run.status.status.restarts) == ("running", 1)
+        assert run.status.status.ended is None
+    assert [line["event"] for line in read_lines(paths.events)] == ["started", "resumed"]
+
+
+@pytest.mark.parametrize("state", ["done", "pruned"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_finished_run_asks_for_another_name(paths, state, resume):
+    with take(paths) as run:
+        run.status.finish(state, "all 3 epochs trained")
+    with pytest.raises(RunFolderError, match=r"finished.*choose name="):
+        take(paths, resume=resume)
+    assert Status.read(paths.status).state == state, "a refusal changes nothing"
+    take(RunPaths(paths.root.with_name("other"))).close()
+
+
+def test_a_failed_run_may_be_resumed(paths):
+    with take(paths) as run:
+        run.status.finish("failed", "NaN")
+    with take(paths, resume=True) as run:
+        assert run.resumed
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_another_digest_is_refused_with_the_difference(paths, resume):
+    take(paths, experiment(lr=0.001)).close()
+    with pytest.raises(RunFolderError) as caught:
+        take(paths, experiment(lr=0.003), resume=resume)
+    assert "optimizer.lr: 0.001 -> 0.003" in str(caught.value)
+    assert "choose name=" in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_what_does_not_change_results_may_change(paths):
+    take(paths).close()
+    other = config_from_mapping({**experiment().model_dump(mode="json"), "scale": {"cpus": 2}})
+    assert take(paths, other, resume=True).resumed
+
+
+def test_a_configuration_that_can_not_be_read_any_more_still_refuses(paths):
+    take(paths, experiment(lr=0.001)).close()
+    paths.config.write_text("model: {type: gone}")
+    with pytest.raises(RunFolderError, match="digest: "):
+        take(paths, experiment(lr=0.003), resume=True)
+
+
+def test_resuming_nothing_starts_afresh_and_says_so(paths):
+    with take(paths, resume=True) as run:
+        assert not run.resumed
+        assert "nothing to resume" in run.notes[0]
+
+
+def test_a_process_killed_while_it_began_is_begun_again(paths):
+    paths.root.mkdir(parents=True)
+    paths.config.write_text("name: half")
+    with take(paths) as run:
+        assert not run.resumed
+    assert load_config(paths.config) == experiment()
+
+
+def test_a_sweep_and_a_run_do_not_share_a_name(paths):
+    take(paths, kind="sweep").close()
+    with pytest.raises(RunFolderError, match="holds a sweep already; choose name="):
+        take(paths, resume=True)
+
+
+@pytest.mark.parametrize(("file", "what"), [("ensemble.json", "an ensemble"), ("study.db", "a sw")])
+def test_other_peoples_folders_are_left_alone(paths, file, what):
+    paths.root.mkdir(parents=True)
+    (paths.root / file).write_text("{}")
+    with pytest.raises(RunFolderError, match=what):
+        take(paths, resume=True)
+    assert not paths.config.exists()
+
+
+def test_a_broken_status_is_named(paths):
+    paths.root.mkdir(parents=True)
+    paths.status.write_text("{")
+    with pytest.raises(RunFolderError, match=r"status\.json"):
+        take(paths)
+
+
+def test_a_runs_folder_that_can_not_be_made(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(RunFolderError, match="--runs-dir"):
+        take(RunPaths(tmp_path / "runs" / "fmnist"))
+
+
+def test_a_refusal_frees_the_folder(paths):
+    take(paths).close()
+    for _ in range(2):
+        with pytest.raises(RunFolderError, match="add --resume"):
+            take(paths)
+    take(paths, resume=True).close()
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from orchestrator.opening import open_run
+from orchestrator.run_folder import RunPaths
+run = open_run(RunPaths(Path(sys.argv[1])), digest=sys.argv[2], config_yaml="a: 1", resume=False)
+print("open", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_killed_run_is_resumed_by_another_process(paths):
+    process = subprocess.Popen(
+        [sys.executable, "-c", OPEN, str(paths.root), config_digest(experiment())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "open\n"
+    assert run_state(paths) == "running"
+    with pytest.raises(RunFolderError, match=f"process {process.pid}"):
+        take(paths, resume=True)
+    process.kill()
+    process.communicate()
+    assert run_state(paths) == "stopped"
+    with take(paths, resume=True) as run:
+        assert run.resumed
+        assert f"process {process.pid}" in run.notes[0]
+
+
+def test_repeating_a_runs_own_file_goes_beside_it(paths):
+    runs = paths.root.parent
+    take(paths).close()
+    assert place_run(runs, "fmnist", paths.config, resume=False).name == "fmnist-2"
+    assert place_run(runs, "fmnist", paths.config, resume=True).name == "fmnist"
+    assert place_run(runs, "fmnist", runs / "other.yaml", resume=False).name == "fmnist"
+    assert place_run(runs, "fmnist", None, resume=False).name == "fmnist"
+    take(RunPaths(runs / "fmnist-2")).close()
+    assert next_name(paths).name == "fmnist-3"
+    assert next_name(RunPaths(runs / "fmnist-2")).name == "fmnist-3"
+    assert next_name(RunPaths(runs / "vgg-16")).name == "vgg-16-2"
+
+
+# --- the status ----------------------------------------------------------------------------
+
+
+def test_status_is_read_back_as_written(paths):
+    with take(paths) as run:
+        run.status.progress(10, 0.5, {"val/loss": 0.3, "train/loss": 0.4})
+        run.status.progress(20, 1.0, {"val/loss": 0.2})
+        run.status.best(20, 0.2, {"val/loss": 0.2})
+        run.status.timing("train", 1.5)
+        run.status.timing("train", 2.0)
+        run.status.finish("done", "all steps trained")
+    status = Status.read(paths.status)
+    assert (status.step, status.epoch) == (20, 1.0)
+    assert status.last == {"val/loss": 0.2, "train/loss": 0.4}
+    assert status.best == Best(20, 0.2, {"val/loss": 0.2})
+    assert status.timings == {"train": 3.5}
+    assert (status.state, status.why) == ("done", "all steps trained")
+    assert status.started <= status.ended
+    assert status.finished
+
+
+def test_progress_is_not_written_at_every_step(paths):
+    with take(paths) as run:
+        for step in range(100):
+            run.status.progress(step, 0.0)
+        assert Status.read(paths.status).step == 0
+        run.status.finish("failed", "")
+    assert Status.read(paths.status).step == 99
+
+
+def test_a_resumed_run_goes_back_to_its_checkpoint(paths):
+    with take(paths) as run:
+        run.status.progress(50, 2.5)
+        run.status.best(50, 0.9, {})
+    with take(paths, resume=True) as run:
+        run.status.rewind(40, 2.0, Best(30, 0.8))
+    status = Status.read(paths.status)
+    assert (status.step, status.epoch, status.best) == (40, 2.0, Best(30, 0.8, {}))
+
+
+def test_a_newer_formats_fields_are_passed_over(paths):
+    take(paths).close()
+    text = paths.status.read_text().replace('"format": 1', '"format": 1, "later": 5')
+    paths.status.write_text(text)
+    assert Status.read(paths.status).state == "running"
