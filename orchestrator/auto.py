@@ -1,0 +1,201 @@
+"""Resolves every `auto` of a file, once, by measurement on a throw-away copy of the network."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.load import derive
+from orchestrator.config.training import PlainEngineConfig, TrainConfig
+from orchestrator.data.cache import cache_root
+from orchestrator.data.types import DataInfo, GlobalBatch, Loader
+from orchestrator.engine.plain import PlainEngine
+from orchestrator.files import read_json, write_json
+from orchestrator.host import SingleWorker, Worker
+from orchestrator.networks import build_network
+from orchestrator.seeding import AUTO
+from orchestrator.seeding import derive as derive_seed
+from orchestrator.tasks.base import Task
+
+PRECISION, MEMORY_FORMAT, MICRO_BATCH = (
+    "train.precision",
+    "train.memory_format",
+    "train.micro_batch",
+)
+TOLERANCE = 0.05
+"""Largest relative difference from fp32's loss at which a faster choice is still taken."""
+GAIN = 0.97
+"""A choice must take at most this share of the plainer one's time to replace it."""
+WARMUP, TIMED = 2, 4
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One combination: median seconds a step, and the loss after the last."""
+
+    precision: str
+    memory_format: str
+    seconds: float
+    loss: float
+
+
+def is_open(config: ExperimentConfig) -> bool:
+    """Whether a file leaves something to be resolved."""
+    train = config.train
+    return "auto" in (train.precision, train.memory_format, train.micro_batch)
+
+
+def adopt(config: ExperimentConfig, earlier: ExperimentConfig) -> ExperimentConfig:
+    """The file with each `auto` replaced by what an earlier run of it resolved to."""
+    changes = {}
+    for key in (PRECISION, MEMORY_FORMAT, MICRO_BATCH):
+        name = key.split(".")[1]
+        if getattr(config.train, name) == "auto":
+            changes[key] = getattr(earlier.train, name)
+    return derive(config, changes) if changes else config
+
+
+def resolve(
+    config: ExperimentConfig, *, task: Task, loader: Loader, worker: Worker
+) -> tuple[ExperimentConfig, list[Measurement]]:
+    """Replaces `auto` by what is fastest here within the loss tolerance.
+
+    Rank 0 measures and the others wait, so that all of them take the same choice. The result
+    is cached by network, input, machine and threads.
+
+    Returns:
+        The resolved file, and what was measured (nothing where the cache knew).
+    """
+    changes: dict[str, object] = {}
+    measured: list[Measurement] = []
+    if config.train.micro_batch == "auto":
+        changes[MICRO_BATCH] = math.ceil(config.train.batch_size / worker.world_size)
+    if "auto" in (config.train.precision, config.train.memory_format):
+        if worker.is_main:
+            best, measured = _fastest(config, task, loader, worker.device)
+            changes |= {PRECISION: best.precision, MEMORY_FORMAT: best.memory_format}
+        changes = worker.broadcast(changes)
+    return (derive(config, changes) if changes else config), measured
+
+
+def _fastest(
+    config: ExperimentConfig, task: Task, loader: Loader, device: torch.device
+) -> tuple[Measurement, list[Measurement]]:
+    path = cache_root() / "auto" / f"{_key(config, loader.info, device)}.json"
+    try:
+        return Measurement(**read_json(path)), []
+    except (OSError, ValueError, TypeError):
+        pass
+    candidates = list(itertools.product(_precisions(config, device), _formats(config, loader.info)))
+    if len(candidates) == 1:
+        precision, memory_format = candidates[0]
+        return Measurement(precision, memory_format, math.nan, math.nan), []
+    batches = list(itertools.islice(loader.train(0), WARMUP + TIMED))
+    with torch.random.fork_rng():
+        measured = [_measure(config, task, loader, device, batches, *c) for c in candidates]
+    best = choose(measured)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, asdict(best))
+    return best, measured
+
+
+def choose(measured: list[Measurement]) -> Measurement:
+    """The fastest whose loss stays near the first one's, which is the plainest.
+
+    A choice that is hardly faster than a plainer one does not replace it.
+    """
+    plain = measured[0]
+    best = plain
+    for candidate in measured[1:]:
+        near = abs(candidate.loss - plain.loss) <= TOLERANCE * max(abs(plain.loss), 1e-3)
+        if near and candidate.seconds < GAIN * best.seconds:
+            best = candidate
+    return best
+
+
+def _precisions(config: ExperimentConfig, device: torch.device) -> list[str]:
+    if config.train.precision != "auto":
+        return [config.train.precision]
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return ["fp32", "fp16"]
+    return ["fp32", "bf16"]
+
+
+def _formats(config: ExperimentConfig, info: DataInfo) -> list[str]:
+    if config.train.memory_format != "auto":
+        return [config.train.memory_format]
+    return ["contiguous", "channels_last"] if len(info.shape) == 3 else ["contiguous"]
+
+
+def _measure(
+    config: ExperimentConfig,
+    task: Task,
+    loader: Loader,
+    device: torch.device,
+    batches: list[GlobalBatch],
+    precision: str,
+    memory_format: str,
+) -> Measurement:
+    torch.manual_seed(derive_seed(config.seed, AUTO))
+    network = build_network(
+        config.model,  # type: ignore[arg-type]
+        outputs=task.outputs(loader.info),
+        shape=loader.info.shape,
+    )
+    train = TrainConfig.model_validate(
+        config.train.model_dump() | {"precision": precision, "memory_format": memory_format}
+    )
+    engine = PlainEngine(
+        PlainEngineConfig(),
+        model=network,
+        optimizer=config.optimizer,  # type: ignore[arg-type]
+        train=train,
+        seed=config.seed,
+        worker=SingleWorker(device),
+    )
+    seconds, loss = [], math.nan
+    for batch in batches:
+        began = time.perf_counter()
+        # A tenth of the rate: the choice must not hang on a step that diverges.
+        loss = float(engine.train_step(task, batch, config.optimizer.lr / 10).loss)  # type: ignore[attr-defined]
+        seconds.append(time.perf_counter() - began)
+    engine.close()
+    timed = seconds[WARMUP:] or seconds
+    return Measurement(precision, memory_format, statistics.median(timed), loss)
+
+
+def _key(config: ExperimentConfig, info: DataInfo, device: torch.device) -> str:
+    """What a measurement depends on."""
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
+    facts = {
+        "model": config.model.model_dump(mode="json", exclude={"weights"}),
+        "task": config.task.type,
+        "shape": info.shape,
+        "batch": [config.train.batch_size, config.train.micro_batch, config.scale.workers],
+        "train": [config.train.precision, config.train.memory_format],
+        "chip": chip,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "optimizer": config.optimizer.type,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    wanted = [line for line in lines if line.startswith(("model name", "flags"))][:2]
+    return hashlib.sha256("".join(wanted).encode()).hexdigest() + str(os.cpu_count())

@@ -1,0 +1,90 @@
+"""Reading a split with a model: metrics while training, predictions for what comes after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orchestrator.data.types import Batch, DataInfo, Loader
+from orchestrator.host import Worker
+from orchestrator.loop import Evaluation
+from orchestrator.predictions import Predictions
+from orchestrator.tasks.base import StepOutput, Task
+
+Step = Callable[[Task, Batch], StepOutput]
+"""Forward and loss of one batch without gradients, such as `Engine.evaluate_step`."""
+
+
+def evaluate(
+    step: Step, task: Task, loader: Loader, split: str, worker: Worker, batch_size: int
+) -> Evaluation:
+    """Every metric of the task on a split, over all ranks.
+
+    Returns:
+        Values named ``<split>/<metric>``, the mean ``<split>/loss`` among them.
+    """
+    metrics = task.metrics(loader.info).to(worker.device)
+    total = torch.zeros(2, dtype=torch.float64, device=worker.device)
+    for batch in _in_step(loader, split, worker, batch_size):
+        output = step(task, batch)
+        if len(batch):
+            label = batch.targets["label"].to(worker.device)
+            metrics.update(output.outputs.float(), label)
+            total += torch.stack([output.loss.double() * len(batch), total.new_tensor(len(batch))])
+    loss_sum, samples = worker.sum(total).tolist()
+    values = {name: float(value) for name, value in metrics.compute().items()}
+    values["loss"] = loss_sum / samples
+    return Evaluation(split, {f"{split}/{name}": value for name, value in sorted(values.items())})
+
+
+def predict(
+    step: Step, task: Task, loader: Loader, split: str, worker: Worker, batch_size: int
+) -> Predictions | None:
+    """Logits of every sample of a split, in the order of ids, on rank 0; None elsewhere."""
+    ids: list[Tensor] = []
+    labels: list[Tensor] = []
+    logits: list[Tensor] = []
+    for batch in _in_step(loader, split, worker, batch_size):
+        outputs = step(task, batch).outputs
+        ids.append(batch.ids.cpu())
+        labels.append(batch.targets["label"].cpu())
+        logits.append(outputs.float().cpu())
+    mine = tuple(torch.cat(parts).numpy() for parts in (ids, labels, logits))
+    gathered = worker.gather(mine)
+    if gathered is None:
+        return None
+    all_ids, all_labels, all_logits = (
+        np.concatenate(column) for column in zip(*gathered, strict=True)
+    )
+    order = np.argsort(all_ids, kind="stable")
+    return Predictions(all_ids[order], all_labels[order], all_logits[order])
+
+
+def _in_step(loader: Loader, split: str, worker: Worker, batch_size: int) -> Iterator[Batch]:
+    """A rank's batches, then empty ones until every rank had as many.
+
+    Engines whose parameters are sharded meet in every forward pass, so no rank may have fewer.
+    """
+    most = math.ceil(math.ceil(samples_of(loader.info, split) / worker.world_size) / batch_size)
+    batch: Batch | None = None
+    count = 0
+    for count, batch in enumerate(loader.evaluate(split, batch_size), start=1):  # noqa: B007
+        yield batch
+    if batch is None:
+        return
+    empty = Batch(
+        batch.ids[:0],
+        {name: tensor[:0] for name, tensor in batch.inputs.items()},
+        {name: tensor[:0] for name, tensor in batch.targets.items()},
+    )
+    for _ in range(most - count):
+        yield empty
+
+
+def samples_of(info: DataInfo, split: str) -> int:
+    """How many samples a split has; 0 where the source has no such split."""
+    return info.sizes.get(split, 0)

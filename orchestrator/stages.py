@@ -1,0 +1,157 @@
+"""What a host runs on its workers: a trial, a training to the end, an export, a preparation."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator import auto
+from orchestrator.checkpoint import Checkpoints
+from orchestrator.config.base import build
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.load import load_config
+from orchestrator.config.plugins import load_plugins
+from orchestrator.data.types import Loader
+from orchestrator.errors import CheckpointError
+from orchestrator.host import SingleWorker, Worker
+from orchestrator.networks import build_network, freeze
+from orchestrator.recipe import RunResult, build_loader, export, prepare, run, steps_of, use_threads
+from orchestrator.run_folder import RunPaths
+from orchestrator.status import Status
+from orchestrator.tasks.base import Task
+
+
+def trial(
+    *, worker: Worker, config: ExperimentConfig, root: Path, resume: bool, group: str
+) -> Iterator[Mapping[str, Any]]:
+    """Trains one trial of a sweep; yields a report after each evaluation."""
+    resume = resume or RunPaths(root).status.exists()
+    steps = run(config, worker=worker, root=root, resume=resume, group=group, job_type="trial")
+    with contextlib.closing(steps):
+        for info in steps:
+            if info.evaluation is not None:
+                yield {
+                    "step": info.step,
+                    "epoch": info.epoch,
+                    "values": dict(info.evaluation.values),
+                }
+
+
+def train_to_end(
+    *,
+    worker: Worker,
+    config: ExperimentConfig,
+    root: Path,
+    resume: bool | None = None,
+    group: str | None = None,
+    job_type: str = "train",
+) -> RunResult:
+    """Trains one experiment to its end.
+
+    Args:
+        resume: None goes on with whatever the folder holds, as after a worker's death.
+    """
+    if resume is None:
+        status = Status.read(RunPaths(root).status)
+        resume = status is not None and not status.finished
+    steps = run(config, worker=worker, root=root, resume=resume, group=group, job_type=job_type)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: RunResult = end.value
+            return result
+
+
+def export_stopped(*, worker: Worker, root: Path) -> None:
+    """Exports the best checkpoint of a run that was stopped early, such as a pruned trial.
+
+    Raises:
+        CheckpointError: if the run was stopped before its first evaluation.
+    """
+    paths = RunPaths(root)
+    config = load_config(paths.config)
+    load_plugins(config.plugins)
+    use_threads(config)
+    best = Checkpoints(paths.checkpoints, mode=config.evaluate.mode).best_intact()
+    if best is None:
+        raise CheckpointError(f"{root} has no checkpoint that was evaluated; leave it out")
+    parts, _ = prepare(config, worker)
+    try:
+        parts.engine.load_model_state(best.path)
+        export(parts, paths)
+    finally:
+        parts.close()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the driver must know before the first trial starts.
+
+    Attributes:
+        config: with every `auto` resolved.
+        sizes: samples of each split.
+        notes: sentences for people.
+    """
+
+    config: ExperimentConfig
+    steps_per_epoch: int
+    total_steps: int
+    sizes: Mapping[str, int]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NetworkSize:
+    """How many parameters a network has, and how many of them learn."""
+
+    parameters: int
+    trainable: int
+
+
+def describe_network(config: ExperimentConfig, task: Task, loader: Loader) -> NetworkSize:
+    """Builds the file's network without memory, on the meta device, to see that it fits the data.
+
+    Raises:
+        UserError: for options that are impossible for this input, or a pattern in `model.freeze`
+            that matches nothing.
+    """
+    with torch.device("meta"):
+        network = build_network(
+            config.model,  # type: ignore[arg-type]
+            outputs=task.outputs(loader.info),
+            shape=loader.info.shape,
+            load=False,
+        )
+    freeze(network, config.model.freeze)  # type: ignore[attr-defined]
+    sizes = [(one.numel(), one.requires_grad) for one in network.parameters()]
+    return NetworkSize(
+        sum(count for count, _ in sizes), sum(count for count, learns in sizes if learns)
+    )
+
+
+def prepare_sweep(*, worker: Worker, config: ExperimentConfig) -> Prepared:
+    """Reads the data into the cache and resolves `auto`, so that no trial has to."""
+    load_plugins(config.plugins)
+    use_threads(config)
+    loader = build_loader(config, SingleWorker(worker.device))
+    task: Task = build("task", config.task)
+    describe_network(config, task, loader)
+    notes = list(loader.info.notes)
+    if auto.is_open(config):
+        config, measured = auto.resolve(config, task=task, loader=loader, worker=worker)
+        train = config.train
+        notes.append(f"precision {train.precision}, memory format {train.memory_format}")
+        notes += [
+            f"{one.precision} {one.memory_format}: {one.seconds * 1000:.0f} ms a step"
+            for one in measured
+        ]
+    per_epoch = loader.steps_per_epoch
+    info = loader.info
+    loader.close()
+    return Prepared(config, per_epoch, steps_of(config, per_epoch), dict(info.sizes), tuple(notes))
