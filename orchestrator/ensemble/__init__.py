@@ -1,0 +1,1 @@
+"""Ensembles of trained models, without Ray."""

@@ -1,0 +1,1 @@
+"""Search: space, samplers, schedulers, planner and leaderboard, without Ray."""
