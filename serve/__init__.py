@@ -1,0 +1,1 @@
+"""Answers over HTTP: predictor, protocol types and the Ray Serve application."""

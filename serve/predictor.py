@@ -1,0 +1,146 @@
+"""A trained model or ensemble as a function from pixels to probabilities.
+
+`orch predict` and the server both use it, so their numbers agree. Weights and arithmetic are
+fp32. Pixels come scaled to 0..1; each model applies the mean and std it was trained with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.ensemble.build import read_ensemble
+from orchestrator.errors import RunFolderError
+from orchestrator.model_file import ModelSpec, load_model
+from orchestrator.run_folder import RunPaths
+from orchestrator.serve.cards import ModelCard
+
+CHUNK = 64
+"""Samples in one forward pass at most, so that a large request needs no more memory."""
+
+
+class Predictor(Protocol):
+    """A model that answers."""
+
+    card: ModelCard
+
+    def predict(self, pixels: Tensor) -> Tensor:
+        """Class probabilities.
+
+        Args:
+            pixels: float32[B, C, H, W] in 0..1.
+
+        Returns:
+            float32[B, classes] on the CPU; each row sums to 1.
+        """
+        ...
+
+
+class SinglePredictor:
+    """One network with its own preprocessing.
+
+    Args:
+        network: gives logits float32[B, classes].
+        spec: shape, mean, std and label names it was trained with.
+        name: what clients call it.
+        device: where it computes.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        spec: ModelSpec,
+        name: str,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.card = ModelCard(name, spec.shape, spec.label_names)
+        self._device = torch.device(device)
+        # Channels-last convolutions are the faster ones, and give the same sums.
+        self._network = network.eval().to(self._device)
+        self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._mean = torch.tensor(spec.mean, device=self._device).view(-1, 1, 1)
+        self._std = torch.tensor(spec.std, device=self._device).view(-1, 1, 1)
+
+    def predict(self, pixels: Tensor) -> Tensor:
+        """Softmax of the network's logits; see `Predictor.predict`."""
+        return self.logits(pixels).softmax(1)
+
+    @torch.inference_mode()
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Logits float32[B, classes] on the CPU of pixels float32[B, C, H, W] in 0..1."""
+        return torch.cat([self._forward(part) for part in torch.split(pixels, CHUNK)])
+
+    def _forward(self, pixels: Tensor) -> Tensor:
+        x_BCHW = (pixels.to(self._device) - self._mean) / self._std
+        logits: Tensor = self._network(x_BCHW.contiguous(memory_format=torch.channels_last))
+        return logits.float().cpu()
+
+
+class EnsemblePredictor:
+    """The weighted mean of its members' probabilities, or the softmax of that of their logits.
+
+    Args:
+        members: all take the same shape and know the same labels.
+        weights: one a member, at least one above 0; scaled to sum to 1.
+        combine: ``probabilities`` or ``logits``.
+        name: what clients call it.
+
+    Raises:
+        RunFolderError: if the members do not fit together.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[SinglePredictor],
+        weights: Sequence[float],
+        combine: str,
+        name: str,
+    ) -> None:
+        first = members[0].card
+        for card in (member.card for member in members):
+            if (card.shape, card.label_names) != (first.shape, first.label_names):
+                raise RunFolderError(
+                    "members of an ensemble must share input shape and label names, but "
+                    f"{card.name} has {card.shape} and {len(card.label_names)} labels, "
+                    f"{first.name} {first.shape} and {len(first.label_names)}"
+                )
+        self.card = ModelCard(name, first.shape, first.label_names, len(members), combine)
+        self._members = tuple(members)
+        self._weights = [weight / sum(weights) for weight in weights]
+
+    @torch.inference_mode()
+    def predict(self, pixels: Tensor) -> Tensor:
+        """The members' weighted answer; see `Predictor.predict`."""
+        logits_MBK = torch.stack([member.logits(pixels) for member in self._members])
+        weights_M11 = torch.tensor(self._weights).view(-1, 1, 1)
+        if self.card.combine == "logits":
+            return (weights_M11 * logits_MBK).sum(0).softmax(1)
+        return (weights_M11 * logits_MBK.softmax(2)).sum(0)
+
+
+def load_predictor(root: Path, name: str = "", device: torch.device | str = "cpu") -> Predictor:
+    """Loads what answers for a run, student or ensemble folder.
+
+    Args:
+        root: a folder with `model.json` or `ensemble.json`; see `targets.find_served` for sweeps.
+        name: what clients call it; by default the folder's name.
+        device: where it computes.
+
+    Raises:
+        RunFolderError: if there is no model, or an ensemble's member is missing or was changed.
+        WeightsError: if weights do not fit their specification.
+    """
+    name = name or root.name
+    if RunPaths(root).kind != "ensemble":
+        return SinglePredictor(*load_model(root), name, device)
+    ensemble = read_ensemble(root)
+    members = [
+        SinglePredictor(*load_model(member.path), member.path.name, device)
+        for member in ensemble.members
+    ]
+    weights = [member.weight for member in ensemble.members]
+    return EnsemblePredictor(members, weights, ensemble.combine, name)
