@@ -1,0 +1,1 @@
+"""Everything that imports Ray on the training side."""

@@ -1,0 +1,129 @@
+"""Starting a cluster of our own and attaching to one."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import ResourceError, UserError
+from orchestrator.launch.cluster import start_or_attach
+
+pytestmark = pytest.mark.ray
+
+LOCAL = """
+import json, sys
+from orchestrator.launch.cluster import start_or_attach
+from orchestrator.launch.ray_host import RayHost
+from orchestrator.host import Resources
+
+def look(worker):
+    import my_plugin
+    return my_plugin.NAME
+
+sys.path.insert(0, sys.argv[1])
+session = start_or_attach(cpus=1, plugins=["my_plugin.parts"])
+host = RayHost(session)
+print(json.dumps([session.attached, host.submit(look, {}, Resources()).result()]))
+host.close()
+import ray
+assert not ray.is_initialized()
+"""
+
+
+def test_own_cluster_is_quiet_finds_plugins_and_ends(tmp_path):
+    package = tmp_path / "plugins" / "my_plugin"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("NAME = 'mine'")
+    (package / "parts.py").touch()
+    script = tmp_path / "local.py"
+    script.write_text(LOCAL)
+    done = subprocess.run(
+        [sys.executable, str(script), str(package.parent)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [False, "mine"]
+    assert "Traceback" not in done.stderr and "WARNING" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("ray://10.0.0.1:10001", "on a node of the cluster with --address auto"),
+        ("http://10.0.0.1:8265", "later"),
+        ("nonsense", "use `auto` or `host:port`"),
+    ],
+)
+def test_addresses_that_cannot_be_used_say_what_can(address, words):
+    with pytest.raises(UserError, match=words):
+        start_or_attach(address)
+
+
+def test_nobody_at_the_address_is_said_within_seconds():
+    began = time.monotonic()
+    with pytest.raises(ResourceError, match=r"no Ray cluster answers at 127\.0\.0\.1:9.*--address"):
+        start_or_attach("127.0.0.1:9")
+    assert time.monotonic() - began < 10
+
+
+def test_attached_session_shares_variables_and_leaves_the_cluster_up(cluster):
+    script = """
+import os, sys
+os.environ["WANDB_PROJECT"] = "from-the-driver"
+from orchestrator.launch.cluster import start_or_attach
+from orchestrator.launch.ray_host import RayHost
+from orchestrator.host import Resources
+from tests.on_ray import work
+session = start_or_attach(sys.argv[1])
+assert session.attached
+host = RayHost(session)
+print(host.submit(work.environment, {"name": "WANDB_PROJECT"}, Resources()).result())
+host.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, cluster.address],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+    )
+    assert done.stdout == "from-the-driver\n", done.stderr
+    socket.create_connection(cluster.address.rsplit(":", 1), timeout=5).close()
+
+
+ATTACH = """
+import sys
+from orchestrator.errors import ResourceError
+from orchestrator.launch.cluster import start_or_attach
+try:
+    start_or_attach(sys.argv[1])
+except ResourceError as error:
+    print(error)
+"""
+
+
+def test_a_node_with_other_code_is_refused(cluster, tmp_path):
+    other = tmp_path / "other" / "orchestrator"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("CHANGED = True")
+    node = cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(other.parent)})
+    cluster.wait_for_nodes()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", ATTACH, cluster.address],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=120,
+        )
+    finally:
+        cluster.remove_node(node)
+    assert done.stdout.startswith("every node must run the same orch as this one"), done.stderr
+    assert "install the same wheel on every node" in done.stdout
