@@ -1,0 +1,257 @@
+"""What a program may call: the command line uses nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from orchestrator import distill as distillation
+from orchestrator import pipeline
+from orchestrator.config.base import build
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.load import derive, load_config
+from orchestrator.config.pipeline import DistillConfig, EnsembleConfig
+from orchestrator.config.plugins import load_plugins
+from orchestrator.ensemble.build import EnsembleFile, build_ensemble, read_ensemble
+from orchestrator.errors import ConfigError, RunFolderError
+from orchestrator.host import Resources, SingleWorker
+from orchestrator.local_host import InProcessHost
+from orchestrator.loop import StepInfo
+from orchestrator.model_file import ModelSpec
+from orchestrator.model_file import load_model as load_model_file
+from orchestrator.opening import place_run
+from orchestrator.pipeline import Listener, resources_of
+from orchestrator.pipeline import place as place_on
+from orchestrator.predict import predict_run
+from orchestrator.recipe import RunResult, build_loader, check_folder, run, steps_of
+from orchestrator.run_folder import RunPaths, resolve_target
+from orchestrator.serve.targets import find_one
+from orchestrator.stages import describe_network, train_to_end
+from orchestrator.table import Line, Table, ensemble_line, run_line
+from orchestrator.tasks.base import Task
+
+if TYPE_CHECKING:
+    from orchestrator.launch.ray_host import RayHost
+
+__all__ = [
+    "distill",
+    "ensemble",
+    "evaluate",
+    "load_config",
+    "load_model",
+    "plan",
+    "sweep",
+    "train",
+]
+
+RUNS = Path("runs")
+
+
+def train(
+    config: ExperimentConfig,
+    *,
+    runs_dir: Path = RUNS,
+    address: str | None = None,
+    resume: bool = False,
+    config_path: Path | None = None,
+    on_step: Callable[[StepInfo], None] = lambda info: None,
+) -> RunResult:
+    """Trains one model: in this process, or with several workers or an address on Ray.
+
+    Args:
+        config: the experiment.
+        runs_dir: where the run's folder is made.
+        address: a Ray cluster, as `--address` takes it.
+        resume: go on with an unfinished run.
+        config_path: where the file came from; a run's own file is repeated beside it.
+        on_step: called after each step, in this process only.
+
+    Raises:
+        UserError, WorkError: as the exception tree says.
+    """
+    root = place_run(runs_dir, config.name, config_path, resume).root.resolve()
+    if address is None and config.scale.workers == 1:
+        return _train_here(config, root, resume, on_step)
+    check_folder(config, root, resume)
+    with _ray(config, address, root) as host:
+        placed = place_on(config, host, sweep=False)
+        # Checked above; a worker that dies is started again and must find its own checkpoints.
+        arguments = {"config": placed, "root": root, "resume": None}
+        result: RunResult = host.submit(train_to_end, arguments, resources_of(placed)).result()
+        return result
+
+
+def sweep(
+    config: ExperimentConfig,
+    *,
+    runs_dir: Path = RUNS,
+    address: str | None = None,
+    resume: bool = False,
+    config_path: Path | None = None,
+    listen: Listener = lambda event: None,
+) -> Table:
+    """Runs a file's whole pipeline on Ray: search, ensemble, student, comparison.
+
+    Raises:
+        ConfigError: if the file has no `sweep` section.
+        UserError, WorkError: as the exception tree says.
+    """
+    if config.sweep is None:
+        raise ConfigError("the file has no `sweep` section; use `orch train`, or add one")
+    root = place_run(runs_dir, config.name, config_path, resume).root.resolve()
+    with _ray(config, address, root) as host:
+        return pipeline.sweep(config, host=host, root=root, resume=resume, listen=listen)
+
+
+def evaluate(target: str | Path, split: str = "val", *, runs_dir: Path = RUNS) -> Line:
+    """How good a run or an ensemble is on a split; a sweep stands for its ensemble or best trial.
+
+    Reading `test` is recorded in the run folders that answered.
+
+    Raises:
+        RunFolderError: if there is nothing trained behind the target.
+    """
+    root = find_one(str(target), runs_dir).root
+    found = resolve_target(root, runs_dir)
+    worker = SingleWorker(default_device())
+    members = [found.path]
+    if found.kind == "ensemble":
+        members = [member.path for member in read_ensemble(found.path).members]
+    for root in members:
+        predict_run(worker=worker, root=root, split=split)
+    line = ensemble_line if found.kind == "ensemble" else run_line
+    return line(found.path.name, found.path, split)
+
+
+def ensemble(
+    targets: Sequence[str | Path], config: EnsembleConfig, *, name: str, runs_dir: Path = RUNS
+) -> EnsembleFile:
+    """Chooses an ensemble from runs (a sweep stands for its trials); kept in `runs/<name>`.
+
+    Raises:
+        RunFolderError: if the name is taken, or nothing behind the targets is trained.
+    """
+    candidates: list[Path] = []
+    for target in (resolve_target(text, runs_dir) for text in targets):
+        found = target.paths.trial_folders() if target.kind == "sweep" else [target.paths]
+        candidates += [paths.root for paths in found if paths.model_json.exists()]
+    if not candidates:
+        raise RunFolderError("none of these holds a trained model; finish a run first")
+    folder = runs_dir / name
+    if folder.exists():
+        raise RunFolderError(f"{folder} exists already; choose --name")
+    return build_ensemble(candidates, config, folder.resolve())
+
+
+def distill(
+    config: ExperimentConfig,
+    teacher: str | Path,
+    *,
+    runs_dir: Path = RUNS,
+    resume: bool = False,
+    on_step: Callable[[StepInfo], None] = lambda info: None,
+) -> RunResult:
+    """Trains a student of a run or an ensemble, in this process; kept in `runs/<name>-student`.
+
+    Raises:
+        UserError, WorkError: as the exception tree says.
+    """
+    found = distillation.find_teacher(resolve_target(teacher, runs_dir))
+    if not RunPaths(found.folder).predictions("train").exists():
+        worker = SingleWorker(default_device())
+        answers = [predict_run(worker=worker, root=r, split="train") for r, _ in found.members]
+        distillation.write_soft_targets(found, answers)
+    student = distillation.student_config(config, config.distill or DistillConfig(), found)
+    root = (runs_dir / f"{config.name}-student").resolve()
+    return _train_here(student, root, resume, on_step)
+
+
+def load_model(target: str | Path, *, runs_dir: Path = RUNS) -> tuple[nn.Module, ModelSpec]:
+    """A run's trained network on the CPU in evaluation mode, and how to feed it.
+
+    Raises:
+        RunFolderError: if the target is no run, or has no trained model.
+    """
+    found = resolve_target(target, runs_dir)
+    if found.kind != "run":
+        raise RunFolderError(f"{found.path} is a {found.kind}; name one of its runs")
+    return load_model_file(found.path)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a file would do, found out without training."""
+
+    sizes: dict[str, int]
+    steps_per_epoch: int
+    total_steps: int
+    parameters: int
+    trainable: int
+    trials: int
+
+
+def plan(config: ExperimentConfig) -> Plan:
+    """Reads the data and builds the network without memory (on the meta device).
+
+    Raises:
+        UserError: for a model that does not fit the data, a pattern that freezes nothing, …
+    """
+    load_plugins(config.plugins)
+    loader = build_loader(config, SingleWorker("cpu"))
+    task: Task = build("task", config.task)
+    size = describe_network(config, task, loader)
+    per_epoch = loader.steps_per_epoch
+    return Plan(
+        dict(loader.info.sizes),
+        per_epoch,
+        steps_of(config, per_epoch),
+        size.parameters,
+        size.trainable,
+        config.sweep.trials if config.sweep else 0,
+    )
+
+
+def default_device() -> torch.device:
+    """The first GPU where there is one, the CPU otherwise."""
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def _train_here(
+    config: ExperimentConfig, root: Path, resume: bool, on_step: Callable[[StepInfo], None]
+) -> RunResult:
+    """Trains in this process, on all of its cores unless the file says otherwise."""
+    scale = config.scale
+    cpus = len(os.sched_getaffinity(0)) if scale.cpus == "auto" else scale.cpus
+    gpus = float(torch.cuda.is_available()) if scale.gpus == "auto" else scale.gpus
+    config = derive(config, {"scale.cpus": cpus, "scale.gpus": gpus})
+    device = default_device() if gpus else torch.device("cpu")
+    InProcessHost(device).capacity(Resources(1, cpus, gpus))
+    steps = run(config, worker=SingleWorker(device), root=root, resume=resume)
+    while True:
+        try:
+            info = next(steps)
+        except StopIteration as end:
+            result: RunResult = end.value
+            return result
+        on_step(info)
+
+
+@contextmanager
+def _ray(config: ExperimentConfig, address: str | None, root: Path) -> Iterator[RayHost]:
+    """A Ray host for the length of a block; tracebacks of what fails go to the run's logs."""
+    from orchestrator.launch.cluster import start_or_attach
+    from orchestrator.launch.ray_host import RayHost
+
+    session = start_or_attach(address, plugins=config.plugins)
+    host = RayHost(session, traces=RunPaths(root).logs)
+    try:
+        yield host
+    finally:
+        host.close()
