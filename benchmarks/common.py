@@ -1,0 +1,71 @@
+"""What every benchmark shares: the machine it ran on, and two sides measured fairly."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Any]:
+    """Measures the sides in turn, so that what else the machine does hits all of them.
+
+    The first call of each side warms up and is not counted.
+
+    Args:
+        sides: by name, ours first; each call works once and returns its seconds.
+        rounds: how often each side is measured.
+
+    Returns:
+        Seconds of each side (median, lowest, highest); and, for every side but the first, the
+        median and extremes over rounds of its seconds divided by the first side's: above 1 the
+        first is faster.
+    """
+    for work in sides.values():
+        work()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, work in sides.items():
+            seconds[name].append(work())
+    first, *others = sides
+    ratios = {
+        other: [theirs / ours for theirs, ours in zip(seconds[other], seconds[first], strict=True)]
+        for other in others
+    }
+    return {
+        "rounds": rounds,
+        "seconds": {name: _spread(values) for name, values in seconds.items()},
+        f"times faster is {first}": {f"than {o}": _spread(values) for o, values in ratios.items()},
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    figures = {"median": statistics.median(values), "low": min(values), "high": max(values)}
+    return {name: float(f"{value:.4g}") for name, value in figures.items()}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor()
