@@ -19,19 +19,20 @@ from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.load import derive, load_config
 from orchestrator.config.pipeline import DistillConfig, EnsembleConfig
 from orchestrator.config.plugins import load_plugins
-from orchestrator.ensemble.build import EnsembleFile, build_ensemble, read_ensemble
+from orchestrator.ensemble.build import build_ensemble
 from orchestrator.errors import ConfigError, RunFolderError
 from orchestrator.host import Resources, SingleWorker
 from orchestrator.local_host import InProcessHost
 from orchestrator.loop import StepInfo
-from orchestrator.model_file import ModelSpec
-from orchestrator.model_file import load_model as load_model_file
-from orchestrator.opening import place_run
 from orchestrator.pipeline import Listener, resources_of
 from orchestrator.pipeline import place as place_on
 from orchestrator.predict import predict_run
 from orchestrator.recipe import RunResult, build_loader, check_folder, run, steps_of
-from orchestrator.run_folder import RunPaths, resolve_target
+from orchestrator.run_folder.ensemble_file import EnsembleFile, read_ensemble
+from orchestrator.run_folder.model_file import ModelSpec
+from orchestrator.run_folder.model_file import load_model as load_model_file
+from orchestrator.run_folder.opening import place_run
+from orchestrator.run_folder.paths import RunPaths, resolve_target
 from orchestrator.serve.targets import find_one
 from orchestrator.stages import describe_network, train_to_end
 from orchestrator.table import Line, Table, ensemble_line, run_line

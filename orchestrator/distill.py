@@ -12,11 +12,11 @@ import numpy as np
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.load import derive
 from orchestrator.config.pipeline import DistillConfig
-from orchestrator.ensemble.build import read_ensemble
 from orchestrator.ensemble.combine import combine
 from orchestrator.errors import RunFolderError
-from orchestrator.predictions import Predictions, write_predictions
-from orchestrator.run_folder import RunPaths, Target
+from orchestrator.run_folder.ensemble_file import read_ensemble
+from orchestrator.run_folder.paths import RunPaths, Target
+from orchestrator.run_folder.predictions import Predictions, write_predictions
 
 
 @dataclass(frozen=True)

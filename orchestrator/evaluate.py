@@ -12,7 +12,7 @@ from torch import Tensor
 from orchestrator.data.types import Batch, DataInfo, Loader
 from orchestrator.host import Worker
 from orchestrator.loop import Evaluation
-from orchestrator.predictions import Predictions
+from orchestrator.run_folder.predictions import Predictions
 from orchestrator.tasks.base import StepOutput, Task
 
 Step = Callable[[Task, Batch], StepOutput]

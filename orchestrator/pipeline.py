@@ -16,17 +16,18 @@ from orchestrator import auto, distill
 from orchestrator.config.digest import config_digest, digest_difference
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.load import derive, dump_yaml, load_config
-from orchestrator.ensemble.build import build_ensemble, read_ensemble
+from orchestrator.ensemble.build import build_ensemble
 from orchestrator.errors import OrchError, TrialError
 from orchestrator.files import write_json
 from orchestrator.host import Host, Pending, Resources, TrialJob
-from orchestrator.opening import OpenedRun, open_run
 from orchestrator.predict import predict_run
-from orchestrator.run_folder import RunPaths, Target
+from orchestrator.run_folder.ensemble_file import read_ensemble
+from orchestrator.run_folder.opening import OpenedRun, open_run
+from orchestrator.run_folder.paths import RunPaths, Target
+from orchestrator.run_folder.status import Status, StatusFile
 from orchestrator.seeding import TRIAL
 from orchestrator.seeding import derive as derive_seed
 from orchestrator.stages import Prepared, export_stopped, prepare_sweep, train_to_end, trial
-from orchestrator.status import Status, StatusFile
 from orchestrator.sweep.events import SweepEvent
 from orchestrator.sweep.leaderboard import Row, leaderboard, write_leaderboard
 from orchestrator.sweep.planner import Planner, TrialSpec

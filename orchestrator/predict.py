@@ -15,10 +15,10 @@ from orchestrator.engine.shared import autocast, place_inputs, set_memory_format
 from orchestrator.errors import DataError
 from orchestrator.evaluate import predict, samples_of
 from orchestrator.host import Worker
-from orchestrator.model_file import load_model, model_digest
-from orchestrator.predictions import Predictions, read_predictions, write_predictions
-from orchestrator.records import EventLog
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.model_file import load_model, model_digest
+from orchestrator.run_folder.paths import RunPaths
+from orchestrator.run_folder.predictions import Predictions, read_predictions, write_predictions
+from orchestrator.run_folder.records import EventLog
 from orchestrator.tasks.base import StepOutput, Task
 
 

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 
 from orchestrator import auto
-from orchestrator.checkpoint import CheckpointStore
-from orchestrator.checkpoint_group import save_together
 from orchestrator.config.base import build
 from orchestrator.config.digest import config_digest, digest_difference
 from orchestrator.config.experiment import ExperimentConfig
@@ -23,22 +21,24 @@ from orchestrator.config.plugins import load_plugins
 from orchestrator.config.training import DistillTask
 from orchestrator.data.types import Loader
 from orchestrator.engine.base import Engine
-from orchestrator.environment import describe_environment, environment_changes
 from orchestrator.errors import DataError, OrchError, RunFolderError
 from orchestrator.evaluate import evaluate, predict, samples_of
 from orchestrator.files import read_json, write_json
 from orchestrator.hooks import EarlyStopping, Every, Interrupt, KeepBest, Log
 from orchestrator.host import SingleWorker, Worker
 from orchestrator.loop import Evaluation, Hook, RunState, Signal, StepInfo, fit
-from orchestrator.model_file import ModelSpec, save_model
 from orchestrator.networks import build_network
-from orchestrator.opening import OpenedRun, open_run
 from orchestrator.optim.schedules import build_schedule
-from orchestrator.predictions import read_predictions, write_predictions
-from orchestrator.records import drop_after
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.checkpoint import CheckpointStore
+from orchestrator.run_folder.checkpoint_group import save_together
+from orchestrator.run_folder.environment import describe_environment, environment_changes
+from orchestrator.run_folder.model_file import ModelSpec, save_model
+from orchestrator.run_folder.opening import OpenedRun, open_run
+from orchestrator.run_folder.paths import RunPaths
+from orchestrator.run_folder.predictions import read_predictions, write_predictions
+from orchestrator.run_folder.records import drop_after
+from orchestrator.run_folder.status import Best
 from orchestrator.seeding import INIT, derive
-from orchestrator.status import Best
 from orchestrator.tasks.base import Task
 from orchestrator.tasks.distill import TEACHER
 from orchestrator.tracking.base import Tracker, artifact_of, build_tracker

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from orchestrator import auto
-from orchestrator.checkpoint import Checkpoints
 from orchestrator.config.base import build
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.load import load_config
@@ -21,8 +20,9 @@ from orchestrator.errors import CheckpointError
 from orchestrator.host import SingleWorker, Worker
 from orchestrator.networks import build_network, freeze
 from orchestrator.recipe import RunResult, build_loader, export, prepare, run, steps_of, use_threads
-from orchestrator.run_folder import RunPaths
-from orchestrator.status import Status
+from orchestrator.run_folder.checkpoint import Checkpoints
+from orchestrator.run_folder.paths import RunPaths
+from orchestrator.run_folder.status import Status
 from orchestrator.tasks.base import Task
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from orchestrator.ensemble.build import read_ensemble
 from orchestrator.ensemble.combine import combine
-from orchestrator.predictions import accuracy, nll, read_predictions
-from orchestrator.run_folder import RunPaths
-from orchestrator.status import Status
+from orchestrator.run_folder.ensemble_file import read_ensemble
+from orchestrator.run_folder.paths import RunPaths
+from orchestrator.run_folder.predictions import accuracy, nll, read_predictions
+from orchestrator.run_folder.status import Status
 
 
 @dataclass(frozen=True)

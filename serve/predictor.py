@@ -13,10 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from orchestrator.ensemble.build import read_ensemble
 from orchestrator.errors import RunFolderError
-from orchestrator.model_file import ModelSpec, load_model
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.ensemble_file import read_ensemble
+from orchestrator.run_folder.model_file import ModelSpec, load_model
+from orchestrator.run_folder.paths import RunPaths
 from orchestrator.serve.cards import ModelCard
 
 CHUNK = 64

@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.config.load import load_config
 from orchestrator.config.pipeline import ServeConfig
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.paths import RunPaths
 
 
 def serve_config(root: Path, **changes: Any) -> ServeConfig:

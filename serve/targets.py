@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import RunFolderError, UserError
-from orchestrator.run_folder import RunPaths, Target, resolve_target
+from orchestrator.run_folder.paths import RunPaths, Target, resolve_target
 
 _PARTS = ("ensemble", "student", "baseline")
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.checkpoint import Checkpoint, Checkpoints, CheckpointStore
 from orchestrator.config.yaml import parse_yaml
 from orchestrator.errors import ConfigError, RunFolderError
 from orchestrator.files import read_json
-from orchestrator.lease import Lease
-from orchestrator.opening import run_state
-from orchestrator.run_folder import RunPaths, find_runs, resolve_target
-from orchestrator.status import Status
+from orchestrator.run_folder.checkpoint import Checkpoint, Checkpoints, CheckpointStore
+from orchestrator.run_folder.lease import Lease
+from orchestrator.run_folder.opening import run_state
+from orchestrator.run_folder.paths import RunPaths, find_runs, resolve_target
+from orchestrator.run_folder.status import Status
 
 
 @dataclass(frozen=True)

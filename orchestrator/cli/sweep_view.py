@@ -17,8 +17,8 @@ from orchestrator.cli.progress import relative
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.errors import RunFolderError
 from orchestrator.pipeline import StageEvent
-from orchestrator.run_folder import RunPaths
-from orchestrator.status import Status
+from orchestrator.run_folder.paths import RunPaths
+from orchestrator.run_folder.status import Status
 from orchestrator.sweep.events import (
     SweepEvent,
     SweepState,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.config.pipeline import AverageEnsemble
-from orchestrator.predictions import Predictions, accuracy, nll
+from orchestrator.run_folder.predictions import Predictions, accuracy, nll
 
 
 def select(

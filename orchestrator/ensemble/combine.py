@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
 from orchestrator.errors import DataError, UserError
-from orchestrator.predictions import Array, Predictions, softmax
-
-Combine = Literal["probabilities", "logits"]
+from orchestrator.run_folder.predictions import Array, Predictions, softmax
 
 
 def combine(members: Sequence[Predictions], weights: Array | Sequence[float], how: str) -> Array:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.ensemble.combine import check_alike
-from orchestrator.predictions import Array, Predictions
+from orchestrator.run_folder.predictions import Array, Predictions
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import numpy as np
 
 from orchestrator.config.pipeline import GreedyEnsemble
 from orchestrator.ensemble.combine import member_scores, to_probabilities
-from orchestrator.predictions import Array, Predictions, accuracy, nll
+from orchestrator.run_folder.predictions import Array, Predictions, accuracy, nll
 
 Loss = Callable[[Array, Array], float]
 

@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 
 from orchestrator.errors import RunFolderError
 from orchestrator.files import write_json
-from orchestrator.run_folder import RunPaths
-from orchestrator.status import Status
+from orchestrator.run_folder.paths import RunPaths
+from orchestrator.run_folder.status import Status
 from orchestrator.sweep.events import State
 from orchestrator.sweep.study import best_value, load_study, trial_id
 

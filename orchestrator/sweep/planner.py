@@ -21,10 +21,10 @@ from optuna.trial import TrialState
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.errors import UserError
 from orchestrator.host import TrialJob
-from orchestrator.records import read_lines
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.paths import RunPaths
+from orchestrator.run_folder.records import read_lines
+from orchestrator.run_folder.status import Status
 from orchestrator.seeding import SEARCH, derive
-from orchestrator.status import Status
 from orchestrator.sweep.events import (
     SweepEvent,
     TrialFailed,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from orchestrator.config.experiment import ExperimentConfig
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.paths import RunPaths
 
 JobType = Literal["train", "trial", "student", "baseline", "ensemble"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.records import JsonLines, now
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.paths import RunPaths
+from orchestrator.run_folder.records import JsonLines, now
 from orchestrator.tracking.base import Artifact
 
 

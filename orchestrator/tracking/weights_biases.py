@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 from orchestrator.config.training import WandbConfig
 from orchestrator.files import finite, read_json, write_json
-from orchestrator.records import EventLog
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.paths import RunPaths
+from orchestrator.run_folder.records import EventLog
 from orchestrator.tracking.base import Artifact, artifact_of
 
 PROBE_S = 3.0

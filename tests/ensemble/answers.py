@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 
 from orchestrator.files import write_json
-from orchestrator.model_file import ModelSpec
-from orchestrator.predictions import Predictions, write_predictions
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.model_file import ModelSpec
+from orchestrator.run_folder.paths import RunPaths
+from orchestrator.run_folder.predictions import Predictions, write_predictions
 
 
 def draw(seed, samples=40, classes=4, skill=1.0, labels=None):

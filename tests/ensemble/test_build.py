@@ -7,9 +7,10 @@ import pytest
 from sklearn.metrics import accuracy_score, log_loss
 
 from orchestrator.config.pipeline import AverageEnsemble, EnsembleConfig, GreedyEnsemble
-from orchestrator.ensemble.build import build_ensemble, ensemble_predictions, read_ensemble
+from orchestrator.ensemble.build import build_ensemble, ensemble_predictions
 from orchestrator.errors import DataError, RunFolderError
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.ensemble_file import read_ensemble
+from orchestrator.run_folder.paths import RunPaths
 from tests.ensemble.answers import draw, make_run
 
 

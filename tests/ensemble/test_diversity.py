@@ -4,7 +4,7 @@ from scipy.special import softmax
 from sklearn.metrics import confusion_matrix, matthews_corrcoef
 
 from orchestrator.ensemble.diversity import diversity
-from orchestrator.predictions import Predictions
+from orchestrator.run_folder.predictions import Predictions
 from tests.ensemble.answers import draw
 
 

@@ -10,7 +10,7 @@ from scipy.special import softmax as reference_softmax
 from sklearn.metrics import accuracy_score, log_loss
 
 from orchestrator.errors import DataError, RunFolderError
-from orchestrator.predictions import (
+from orchestrator.run_folder.predictions import (
     Predictions,
     accuracy,
     nll,

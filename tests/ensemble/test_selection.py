@@ -11,7 +11,7 @@ from orchestrator.config.base import build
 from orchestrator.config.pipeline import AverageEnsemble, GreedyEnsemble
 from orchestrator.ensemble.combine import combine
 from orchestrator.errors import DataError, UserError
-from orchestrator.predictions import Predictions
+from orchestrator.run_folder.predictions import Predictions
 from tests.ensemble.answers import draw
 
 

@@ -13,8 +13,8 @@ import time
 import pytest
 import torch
 
-from orchestrator.checkpoint import Checkpoints, CheckpointStore
 from orchestrator.errors import CheckpointError
+from orchestrator.run_folder.checkpoint import Checkpoints, CheckpointStore
 
 
 def save(store, step, metric=None, data=b"x" * 1000, **meta):
@@ -171,7 +171,7 @@ def test_an_interrupt_while_saving_leaves_nothing(tmp_path):
 FILE_LIMIT = """
 import resource, signal, sys, torch
 from pathlib import Path
-from orchestrator.checkpoint import CheckpointStore
+from orchestrator.run_folder.checkpoint import CheckpointStore
 from orchestrator.errors import CheckpointError
 folder, how = Path(sys.argv[1]), sys.argv[2]
 store = CheckpointStore(folder)
@@ -243,7 +243,7 @@ def test_torch_save_on_a_full_disk(small_disk):
 WRITER = """
 import os, sys
 from pathlib import Path
-from orchestrator.checkpoint import CheckpointStore
+from orchestrator.run_folder.checkpoint import CheckpointStore
 store = CheckpointStore(Path(sys.argv[1]), keep_last=2, keep_best=1)
 print("ready", flush=True)
 step = store.latest().step if store.latest() else 0

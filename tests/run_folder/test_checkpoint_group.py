@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from orchestrator.checkpoint import Checkpoints, CheckpointStore
-from orchestrator.checkpoint_group import save_together
 from orchestrator.errors import CheckpointError
 from orchestrator.host import GroupWorker, SingleWorker
+from orchestrator.run_folder.checkpoint import Checkpoints, CheckpointStore
+from orchestrator.run_folder.checkpoint_group import save_together
 
 
 def test_one_rank(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.errors import WorkError
 from orchestrator.files import finite, read_json, write_bytes, write_json, write_text
-from orchestrator.records import JsonLines, drop_after, read_lines
+from orchestrator.run_folder.records import JsonLines, drop_after, read_lines
 
 
 def test_round_trip_and_nothing_else_stays(tmp_path):
@@ -50,7 +50,7 @@ import resource, signal, sys
 from pathlib import Path
 from orchestrator.errors import WorkError
 from orchestrator.files import write_bytes
-from orchestrator.records import JsonLines
+from orchestrator.run_folder.records import JsonLines
 folder = Path(sys.argv[1])
 write_bytes(folder / "a", b"old")
 lines = JsonLines(folder / "lines")
@@ -113,7 +113,7 @@ def test_drop_after(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from orchestrator.records import JsonLines
+from orchestrator.run_folder.records import JsonLines
 lines = JsonLines(Path(sys.argv[1]))
 print("ready", flush=True)
 step = 0

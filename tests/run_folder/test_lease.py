@@ -11,14 +11,14 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from orchestrator import lease as module
 from orchestrator.errors import RunFolderError
-from orchestrator.lease import Holder, Lease, lease_holder
+from orchestrator.run_folder import lease as module
+from orchestrator.run_folder.lease import Holder, Lease, lease_holder
 
 HOLD = """
 import sys
 from pathlib import Path
-from orchestrator.lease import Lease
+from orchestrator.run_folder.lease import Lease
 lease = Lease(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.readline()
@@ -29,7 +29,7 @@ RACE = """
 import sys, time
 from pathlib import Path
 from orchestrator.errors import RunFolderError
-from orchestrator.lease import Lease
+from orchestrator.run_folder.lease import Lease
 path, go = Path(sys.argv[1]), Path(sys.argv[2])
 print("ready", flush=True)
 while not go.exists():

@@ -11,10 +11,10 @@ from orchestrator.config.digest import config_digest, digest_difference
 from orchestrator.config.load import config_from_mapping, dump_yaml, load_config
 from orchestrator.errors import RunFolderError
 from orchestrator.files import read_json
-from orchestrator.opening import next_name, open_run, place_run, run_state
-from orchestrator.records import read_lines
-from orchestrator.run_folder import RunPaths
-from orchestrator.status import Best, Status
+from orchestrator.run_folder.opening import next_name, open_run, place_run, run_state
+from orchestrator.run_folder.paths import RunPaths
+from orchestrator.run_folder.records import read_lines
+from orchestrator.run_folder.status import Best, Status
 
 
 @pytest.fixture
@@ -166,8 +166,8 @@ def test_a_refusal_frees_the_folder(paths):
 OPEN = """
 import sys
 from pathlib import Path
-from orchestrator.opening import open_run
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.opening import open_run
+from orchestrator.run_folder.paths import RunPaths
 run = open_run(RunPaths(Path(sys.argv[1])), digest=sys.argv[2], config_yaml="a: 1", resume=False)
 print("open", flush=True)
 sys.stdin.readline()

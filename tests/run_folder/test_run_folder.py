@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.environment import describe_environment, environment_changes
 from orchestrator.errors import RunFolderError
-from orchestrator.run_folder import RunPaths, find_runs, resolve_target
+from orchestrator.run_folder.environment import describe_environment, environment_changes
+from orchestrator.run_folder.paths import RunPaths, find_runs, resolve_target
 
 
 @pytest.fixture
@@ -145,7 +145,8 @@ def test_the_commit_is_the_checkouts():
 
 def test_describing_imports_nothing_heavy():
     code = (
-        "import sys; from orchestrator.environment import describe_environment as d; d({}, '', '');"
+        "import sys; from orchestrator.run_folder import environment;"
+        "environment.describe_environment({}, '', '');"
         "print({'torch', 'ray', 'deepspeed', 'wandb'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,13 +10,13 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from orchestrator.checkpoint import Checkpoints, CheckpointStore
 from orchestrator.cli.runs import runs_command
 from orchestrator.errors import RunFolderError
 from orchestrator.files import write_json
-from orchestrator.lease import Lease
-from orchestrator.opening import open_run
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.checkpoint import Checkpoints, CheckpointStore
+from orchestrator.run_folder.lease import Lease
+from orchestrator.run_folder.opening import open_run
+from orchestrator.run_folder.paths import RunPaths
 
 
 def make(root, state, lr=0.1, best=2, kind="run"):

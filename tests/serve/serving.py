@@ -11,9 +11,9 @@ from PIL import Image
 import orchestrator.config  # noqa: F401  (registers the zoo)
 from orchestrator.config.base import find
 from orchestrator.files import write_json
-from orchestrator.model_file import ModelSpec, model_digest, save_model
 from orchestrator.networks import build_network
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.model_file import ModelSpec, model_digest, save_model
+from orchestrator.run_folder.paths import RunPaths
 
 LABELS = ("bag", "boot", "coat")
 SHAPE = (1, 12, 12)

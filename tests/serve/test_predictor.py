@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.errors import RunFolderError, UserError
-from orchestrator.model_file import load_model
+from orchestrator.run_folder.model_file import load_model
 from orchestrator.serve.backend import NoAnswerError
 from orchestrator.serve.compute import answer_together
 from orchestrator.serve.files import predict_files

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.errors import RunFolderError, UserError
 from orchestrator.files import write_json
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.paths import RunPaths
 from orchestrator.serve.targets import Served, find_one, find_served
 from tests.serve.serving import make_ensemble, make_run
 

@@ -14,7 +14,7 @@ from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.errors import ConfigError
 from orchestrator.host import Resources, TrialJob
 from orchestrator.local_host import InProcessHost
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.paths import RunPaths
 from orchestrator.sweep.planner import Planner
 from orchestrator.tracking.run_file import RunFileTracker
 

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.config.base import part
 from orchestrator.errors import TrialError
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.paths import RunPaths
 from orchestrator.sweep.events import (
     TrialFailed,
     TrialFinished,

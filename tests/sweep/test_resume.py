@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.errors import RunFolderError
 from orchestrator.files import write_json
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.paths import RunPaths
 from orchestrator.sweep.events import TrialFinished, TrialPruned, TrialStarted
 from orchestrator.sweep.leaderboard import leaderboard
 from orchestrator.sweep.study import load_study

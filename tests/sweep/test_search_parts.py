@@ -21,7 +21,7 @@ from orchestrator.config.pipeline import (
     Uniform,
 )
 from orchestrator.errors import ConfigError
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.paths import RunPaths
 from orchestrator.sweep.samplers import build_sampler
 from orchestrator.sweep.schedulers import Steps, build_scheduler
 from orchestrator.sweep.space import build_space

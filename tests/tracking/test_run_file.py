@@ -8,8 +8,8 @@ import pytest
 
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.host import SingleWorker
-from orchestrator.records import drop_after, read_lines
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.paths import RunPaths
+from orchestrator.run_folder.records import drop_after, read_lines
 from orchestrator.tracking.base import TrackerGroup, artifact_of, build_tracker, display_name
 from orchestrator.tracking.memory import DictTracker
 from orchestrator.tracking.run_file import RunFileTracker

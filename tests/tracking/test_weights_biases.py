@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from orchestrator.records import read_lines
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.paths import RunPaths
+from orchestrator.run_folder.records import read_lines
 from orchestrator.tracking import weights_biases as module
 
 KEY = "local" + "0" * 40
@@ -19,7 +19,7 @@ PRELUDE = """
 import json, sys, time
 from pathlib import Path
 from orchestrator.config.training import WandbConfig
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.paths import RunPaths
 from orchestrator.tracking.base import artifact_of
 from orchestrator.tracking.weights_biases import WandbTracker
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from orchestrator.checkpoint import CheckpointStore
 from orchestrator.errors import CheckpointError
+from orchestrator.run_folder.checkpoint import CheckpointStore
 
 T = TypeVar("T")
 

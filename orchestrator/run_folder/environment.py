@@ -72,7 +72,7 @@ def hardware() -> dict[str, Any]:
 
 def code_version() -> dict[str, Any]:
     """The commit that orch itself comes from: a checkout's, or the one pip installed."""
-    checkout = Path(__file__).resolve().parents[1]
+    checkout = Path(__file__).resolve().parents[2]
     if (checkout / ".git").exists():
         commit = _git(checkout, "rev-parse", "HEAD")
         if commit:

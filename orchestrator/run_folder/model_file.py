@@ -18,7 +18,7 @@ from orchestrator.data.types import DataInfo
 from orchestrator.errors import RunFolderError, WeightsError
 from orchestrator.files import write_bytes, write_json
 from orchestrator.networks import build_network
-from orchestrator.run_folder import RunPaths
+from orchestrator.run_folder.paths import RunPaths
 
 FORMAT = 1
 

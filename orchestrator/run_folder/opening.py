@@ -14,10 +14,10 @@ from orchestrator.config.load import config_from_mapping, load_config
 from orchestrator.config.yaml import parse_yaml
 from orchestrator.errors import ConfigError, RunFolderError
 from orchestrator.files import write_text
-from orchestrator.lease import Lease, lease_holder
-from orchestrator.records import EventLog
-from orchestrator.run_folder import RunPaths
-from orchestrator.status import Status, StatusFile, utc_now
+from orchestrator.run_folder.lease import Lease, lease_holder
+from orchestrator.run_folder.paths import RunPaths
+from orchestrator.run_folder.records import EventLog
+from orchestrator.run_folder.status import Status, StatusFile, utc_now
 
 Difference = Callable[[ExperimentConfig, ExperimentConfig], list[str]]
 """Compares an old and a new configuration: one line for each value that differs."""

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from orchestrator.errors import CheckpointError
 from orchestrator.files import read_json, sync_file, sync_folder, write_json
-from orchestrator.status import utc_now
+from orchestrator.run_folder.status import utc_now
 
 Notice = Callable[[str], None]
 MANIFEST = "manifest.json"

@@ -1,0 +1,1 @@
+"""What a run leaves on disk: paths, lease, records, checkpoints, predictions, exported models."""
