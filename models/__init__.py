@@ -1,5 +1,5 @@
 """Single-device PyTorch models; nothing here imports the rest of orch."""
 
-from .registry import create, names, options_of, register
+from .registry import Published, create, names, options_of, published, register
 
-__all__ = ["create", "names", "options_of", "register"]
+__all__ = ["Published", "create", "names", "options_of", "published", "register"]

@@ -10,6 +10,9 @@ from torch import nn
 
 from .stages import Stage, belongs, run_stages
 
+Head = nn.Linear | nn.Conv2d
+"""What gives logits: a linear layer, or a 1×1 convolution."""
+
 MIN_SIDE = 8
 """The smallest image side, in pixels, that the zoo takes."""
 
@@ -19,16 +22,19 @@ class ZooModel(nn.Module):
 
     A family sets `head_name` and `stem_name`, implements `stages`, and inherits the rest.
 
+    In training mode a model with auxiliary heads returns a tuple: its logits, then theirs. In
+    evaluation mode every model returns its logits alone.
+
     Attributes:
-        head_name: path of the last linear layer, such as ``fc``.
-        stem_name: path of the first convolution, such as ``conv1``.
+        head_name: path of the last linear layer or 1×1 convolution, such as ``fc``.
+        stem_name: path of the first convolution, such as ``conv1``; None where there is none.
         num_classes: length of the logits.
         in_channels: channels of the input.
         image_size: (height, width), in pixels, that the model was built for.
     """
 
     head_name: ClassVar[str]
-    stem_name: ClassVar[str]
+    stem_name: ClassVar[str | None]
 
     def __init__(self, num_classes: int, in_channels: int, image_size: int | tuple[int, int]):
         super().__init__()
@@ -40,6 +46,11 @@ class ZooModel(nn.Module):
     def stages(self) -> list[Stage]:
         """The steps whose composition is `forward`; they refer to modules and own none."""
         raise NotImplementedError
+
+    @staticmethod
+    def key_map(name: str) -> str | None:
+        """Renames a key of the published weights to ours; None drops it. By default they agree."""
+        return name
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images [N, C, H, W] to logits [N, classes]."""
@@ -76,24 +87,33 @@ class ZooModel(nn.Module):
         return x, found
 
     def reset_head(self, num_classes: int) -> None:
-        """Replaces the last linear layer by a fresh one, on the old one's device and dtype."""
+        """Replaces the layers that give logits by fresh ones, on the old ones' device and dtype."""
         self.num_classes = _at_least("num_classes", num_classes, 1, "classes of the data")
-        old = self.head_layer
-        fresh = nn.Linear(
-            old.in_features, num_classes, device=old.weight.device, dtype=old.weight.dtype
-        )
-        parent, _, name = self.head_name.rpartition(".")
-        setattr(self.get_submodule(parent), name, fresh)
-        self.init_head(fresh)
+        for path in self.head_names:
+            old = self.get_submodule(path)
+            like = {"device": old.weight.device, "dtype": old.weight.dtype}
+            fresh: Head
+            if isinstance(old, nn.Conv2d):
+                fresh = nn.Conv2d(old.in_channels, num_classes, 1, **like)  # type: ignore[arg-type]
+            else:
+                fresh = nn.Linear(old.in_features, num_classes, **like)  # type: ignore[arg-type]
+            parent, _, name = path.rpartition(".")
+            setattr(self.get_submodule(parent), name, fresh)
+            self.init_head(fresh)
 
     @property
-    def head_layer(self) -> nn.Linear:
-        """The last linear layer."""
+    def head_names(self) -> tuple[str, ...]:
+        """Paths of every layer that gives logits: the head's, then the auxiliary ones'."""
+        return (self.head_name,)
+
+    @property
+    def head_layer(self) -> Head:
+        """The head's last layer."""
         layer = self.get_submodule(self.head_name)
-        assert isinstance(layer, nn.Linear)
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
         return layer
 
-    def init_head(self, layer: nn.Linear) -> None:
+    def init_head(self, layer: Head) -> None:
         """Initialises a fresh head; PyTorch's own initialisation unless a family has another."""
 
     def set_checkpointing(self, enabled: bool) -> None:

@@ -25,10 +25,10 @@ from functools import partial
 import torch
 from torch import nn
 
-from .base import ZooModel, check_positive, check_rates, choose_stem
+from .base import Head, ZooModel, check_positive, check_rates, choose_stem
 from .layers.conv import ConvNormAct, Norm, SqueezeExcite, make_divisible, spatial_mean
 from .layers.drop_path import DropPath
-from .registry import register
+from .registry import Published, register
 from .stages import Stage
 
 _silu = partial(nn.SiLU, inplace=True)
@@ -216,7 +216,7 @@ class EfficientNet(ZooModel):
     def _classify(self, x_NCHW: torch.Tensor) -> torch.Tensor:
         return self.classifier(spatial_mean(x_NCHW))  # type: ignore[no-any-return]
 
-    def init_head(self, layer: nn.Linear) -> None:
+    def init_head(self, layer: Head) -> None:
         """Initialises a classifier as torchvision does."""
         _init(layer)
 
@@ -302,7 +302,22 @@ def build_scaled(
 
 SMALL_VARIANT = Variant(1.0, 1.0, 28, 0.1, drop_path=0.0)
 
+# Parameters of the reference, and as the paper's Table 2 has them.
+PARAMETERS = {
+    "efficientnet_b0": (5_288_548, "5.3M"),
+    "efficientnet_b1": (7_794_184, "7.8M"),
+    "efficientnet_b2": (9_109_994, "9.2M"),
+    "efficientnet_b3": (12_233_232, "12M"),
+    "efficientnet_b4": (19_341_616, "19M"),
+    "efficientnet_b5": (30_389_784, "30M"),
+    "efficientnet_b6": (43_040_704, "43M"),
+    "efficientnet_b7": (66_347_960, "66M"),
+}
 for _name, _variant in VARIANTS.items():
-    register(_name, partial(EfficientNet, B0, _variant))
+    _count, _figure = PARAMETERS[_name]
+    _published = Published(
+        "Tan and Le, 2019", _count, f"torchvision:{_name}", _figure, _variant.resolution
+    )
+    register(_name, partial(EfficientNet, B0, _variant), _published)
 register("efficientnet", build_scaled)
 register("efficientnet_small", partial(EfficientNet, SMALL, SMALL_VARIANT))

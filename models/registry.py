@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,12 +26,34 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 Factory = Callable[..., "nn.Module"]
 """Called with num_classes, in_channels and image_size; further keywords are the model's options."""
 
+
+@dataclass(frozen=True)
+class Published:
+    """What is known of a model from outside, so that ours can be compared with it.
+
+    Attributes:
+        paper: authors and year, as in ``He et al., 2016``.
+        parameters: of the reference checkpoint, with 1,000 classes and three channels.
+        reference: whose state-dict names and shapes ours are, as in ``torchvision:resnet50`` or
+            ``timm:deit_tiny_patch16_224``; empty where neither has the model.
+        figure: the parameters that the paper itself states, as in ``25.6M``; empty where none.
+        resolution: side, in pixels, of the images that the published weights were trained on.
+    """
+
+    paper: str
+    parameters: int
+    reference: str = ""
+    figure: str = ""
+    resolution: int = 224
+
+
 _FACTORIES: dict[str, Factory] = {}
+_PUBLISHED: dict[str, Published] = {}
 _DATA_GIVEN = ("num_classes", "in_channels", "image_size")
 
 
-def register(name: str, factory: Factory) -> None:
-    """Adds a model under a name.
+def register(name: str, factory: Factory, published: Published | None = None) -> None:
+    """Adds a model under a name, with what is published of it.
 
     Raises:
         ValueError: if the name is taken by another factory.
@@ -38,6 +61,8 @@ def register(name: str, factory: Factory) -> None:
     if _FACTORIES.get(name, factory) is not factory:
         raise ValueError(f"model {name!r} is registered already; choose another name")
     _FACTORIES[name] = factory
+    if published is not None:
+        _PUBLISHED[name] = published
 
 
 def names() -> list[str]:
@@ -53,6 +78,16 @@ def options_of(name: str) -> dict[str, Any]:
     """
     parameters = inspect.signature(_factory(name)).parameters
     return {key: p.default for key, p in parameters.items() if key not in _DATA_GIVEN}
+
+
+def published(name: str) -> Published | None:
+    """What is published of a model; None for a model of our own.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    _factory(name)
+    return _PUBLISHED.get(name)
 
 
 def create(

@@ -20,7 +20,7 @@ from torch import nn
 
 from .base import ZooModel, check_positive, check_rates, choose_stem
 from .layers.conv import make_divisible, spatial_mean
-from .registry import register
+from .registry import Published, register
 from .stages import Stage
 
 
@@ -201,5 +201,13 @@ VARIANTS = {
     "resnet101": Variant(Bottleneck, (3, 4, 23, 3)),
     "resnet152": Variant(Bottleneck, (3, 8, 36, 3)),
 }
+PARAMETERS = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+}
 for _name, _variant in VARIANTS.items():
-    register(_name, partial(ResNet, _variant))
+    _published = Published("He et al., 2016", PARAMETERS[_name], f"torchvision:{_name}")
+    register(_name, partial(ResNet, _variant), _published)

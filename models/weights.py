@@ -55,18 +55,20 @@ def load_weights(model: nn.Module, path: str | Path, *, key_map: KeyMap | None =
     Args:
         model: where to; on any device.
         path: a ``.safetensors`` file, or a ``.pth`` or ``.pt`` file with a plain state dict.
-        key_map: renames the file's keys.
+        key_map: renames the file's keys; the zoo's models know the published names themselves.
 
     Raises:
         WeightsMismatch: if the file can't be read, or names or shapes differ.
     """
     path = Path(path)
-    state = _renamed(_read(path), key_map)
+    state = _renamed(_read(path), key_map or getattr(model, "key_map", None))
     own = model.state_dict()
     stem_summed = _sum_stem(state, own, getattr(model, "stem_name", None))
-    head = getattr(model, "head_name", None)
-    head_replaced = _drop_head(state, own, head)
-    problems = _differences(state, own, None if head_replaced is None else head)
+    heads: tuple[str, ...] = getattr(model, "head_names", ())
+    dropped = [_drop_head(state, own, head) for head in heads]
+    head_replaced = next((classes for classes in dropped if classes is not None), None)
+    fresh = [head for head, classes in zip(heads, dropped, strict=True) if classes is not None]
+    problems = _differences(state, own, fresh)
     if problems:
         raise WeightsMismatch(
             f"{path} does not fit {type(model).__name__}:\n  " + "\n  ".join(problems) + "\n"
@@ -122,10 +124,14 @@ def _sum_stem(
 
 
 def _drop_head(
-    state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor], head: str | None
+    state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor], head: str
 ) -> int | None:
     theirs = state.get(f"{head}.weight")
-    if theirs is None or theirs.ndim != 2 or theirs.shape[0] == own[f"{head}.weight"].shape[0]:
+    if (
+        theirs is None
+        or theirs.ndim not in (2, 4)
+        or theirs.shape[0] == own[f"{head}.weight"].shape[0]
+    ):
         return None
     for part in ("weight", "bias"):
         state.pop(f"{head}.{part}", None)
@@ -133,10 +139,11 @@ def _drop_head(
 
 
 def _differences(
-    state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], fresh: str | None
+    state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], fresh: list[str]
 ) -> list[str]:
     # Files from before PyTorch 0.4.1, as many published ones are, count no batches.
-    optional = (f"{fresh}.weight", f"{fresh}.bias", ".num_batches_tracked")
+    heads = [f"{head}.{part}" for head in fresh for part in ("weight", "bias")]
+    optional = (*heads, ".num_batches_tracked")
     missing = [name for name in own if name not in state and not name.endswith(optional)]
     shapes = [
         f"{name} {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the model"

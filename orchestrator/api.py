@@ -37,6 +37,7 @@ from orchestrator.serve.targets import find_one
 from orchestrator.stages import describe_network, train_to_end
 from orchestrator.table import Line, Table, ensemble_line, run_line
 from orchestrator.tasks.base import Task
+from orchestrator.teacher import find_teacher
 
 if TYPE_CHECKING:
     from orchestrator.launch.ray_host import RayHost
@@ -164,12 +165,14 @@ def distill(
     Raises:
         UserError, WorkError: as the exception tree says.
     """
-    found = distillation.find_teacher(resolve_target(teacher, runs_dir))
-    if not RunPaths(found.folder).predictions("train").exists():
+    found = find_teacher(resolve_target(teacher, runs_dir))
+    section = config.distill or DistillConfig()
+    stored = RunPaths(found.folder).predictions("train").exists()
+    if section.teacher_sees == "plain" and not stored:
         worker = SingleWorker(default_device())
         answers = [predict_run(worker=worker, root=r, split="train") for r, _ in found.members]
         distillation.write_soft_targets(found, answers)
-    student = distillation.student_config(config, config.distill or DistillConfig(), found)
+    student = distillation.student_config(config, section, found)
     root = (runs_dir / f"{config.name}-student").resolve()
     return _train_here(student, root, resume, on_step)
 

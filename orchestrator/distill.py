@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +12,9 @@ from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.load import derive
 from orchestrator.config.pipeline import DistillConfig
 from orchestrator.ensemble.combine import combine
-from orchestrator.errors import RunFolderError
-from orchestrator.run_folder.ensemble_file import read_ensemble
-from orchestrator.run_folder.paths import RunPaths, Target
+from orchestrator.run_folder.paths import RunPaths
 from orchestrator.run_folder.predictions import Predictions, write_predictions
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """Who a student learns from.
-
-    Attributes:
-        folder: the run's or the ensemble's; its predictions on `train` are the soft targets.
-        members: run folders with their weights.
-        combine: how the members' answers become one.
-    """
-
-    folder: Path
-    members: Sequence[tuple[Path, float]]
-    combine: str = "probabilities"
-
-
-def find_teacher(target: Target) -> Teacher:
-    """The teacher that a user named; a sweep stands for its ensemble.
-
-    Raises:
-        RunFolderError: if a sweep has no ensemble, or the ensemble is damaged.
-    """
-    if target.kind == "run":
-        return Teacher(target.path, [(target.path, 1.0)])
-    folder = target.paths.ensemble if target.kind == "sweep" else target.path
-    if not (folder / "ensemble.json").exists():
-        raise RunFolderError(f"{target.path} has no ensemble; make one with `orch ensemble`")
-    ensemble = read_ensemble(folder)
-    members = [(member.path, member.weight) for member in ensemble.members]
-    return Teacher(folder, members, ensemble.combine)
+from orchestrator.teacher import Teacher
 
 
 def write_soft_targets(teacher: Teacher, answers: Sequence[Predictions]) -> Path:
@@ -82,6 +49,7 @@ def student_config(
         "teacher": str(teacher.folder),
         "temperature": distill.temperature,
         "soft_weight": distill.soft_weight,
+        "teacher_sees": distill.teacher_sees,
     }
     if loss is not None:
         task["loss"] = loss.model_dump(mode="json")

@@ -32,6 +32,7 @@ from orchestrator.sweep.events import SweepEvent
 from orchestrator.sweep.leaderboard import Row, leaderboard, write_leaderboard
 from orchestrator.sweep.planner import Planner, TrialSpec
 from orchestrator.table import Line, Table, ensemble_line, run_line
+from orchestrator.teacher import find_teacher
 from orchestrator.tracking.base import track_ensemble
 
 
@@ -267,8 +268,9 @@ class _Pipeline:
         kind, folder = "run", self._paths.trial(best.id).root
         if self._paths.ensemble_json.exists():
             kind, folder = "ensemble", self._paths.ensemble
-        teacher = distill.find_teacher(Target(kind, folder))  # type: ignore[arg-type]
-        if not RunPaths(teacher.folder).predictions("train").exists():
+        teacher = find_teacher(Target(kind, folder))  # type: ignore[arg-type]
+        stored = RunPaths(teacher.folder).predictions("train").exists()
+        if section.teacher_sees == "plain" and not stored:
             self._say("teacher", False, f"asking {len(teacher.members)} members about train")
             roots = [root for root, _ in teacher.members]
             distill.write_soft_targets(teacher, self._all(predict_run, roots, split="train"))

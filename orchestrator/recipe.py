@@ -21,7 +21,7 @@ from orchestrator.config.plugins import load_plugins
 from orchestrator.config.training import DistillTask
 from orchestrator.data.types import Loader
 from orchestrator.engine.base import Engine
-from orchestrator.errors import DataError, OrchError, RunFolderError
+from orchestrator.errors import OrchError, RunFolderError
 from orchestrator.evaluate import evaluate, predict, samples_of
 from orchestrator.files import read_json, write_json
 from orchestrator.hooks import EarlyStopping, Every, Interrupt, KeepBest, Log
@@ -34,13 +34,20 @@ from orchestrator.run_folder.checkpoint_group import save_together
 from orchestrator.run_folder.environment import describe_environment, environment_changes
 from orchestrator.run_folder.model_file import ModelSpec, save_model
 from orchestrator.run_folder.opening import OpenedRun, open_run
-from orchestrator.run_folder.paths import RunPaths
-from orchestrator.run_folder.predictions import read_predictions, write_predictions
+from orchestrator.run_folder.paths import RunPaths, resolve_target
+from orchestrator.run_folder.predictions import write_predictions
 from orchestrator.run_folder.records import drop_after
 from orchestrator.run_folder.status import Best
 from orchestrator.seeding import INIT, derive
 from orchestrator.tasks.base import Task
 from orchestrator.tasks.distill import TEACHER
+from orchestrator.teacher import (
+    LiveTeacher,
+    TaughtLoader,
+    check_teacher,
+    find_teacher,
+    stored_answers,
+)
 from orchestrator.tracking.base import Tracker, artifact_of, build_tracker
 
 HELD_OUT = ("val", "select")
@@ -138,10 +145,23 @@ def prepare(config: ExperimentConfig, worker: Worker) -> tuple[Parts, list[auto.
 
 
 def build_loader(config: ExperimentConfig, worker: Worker) -> Loader:
-    """The loader that a file asks for, a teacher's logits joined where the task needs them."""
-    extra: dict[str, np.ndarray] = {}
-    if isinstance(config.task, DistillTask):
-        extra[TEACHER] = teacher_logits(Path(config.task.teacher), config)
+    """The loader that a file asks for, a teacher's answers joined where the task needs them."""
+    task = config.task
+    if not isinstance(task, DistillTask):
+        return _loader(config, worker, {})
+    folder = Path(task.teacher)
+    teacher = find_teacher(resolve_target(folder, folder.parent))
+    if task.teacher_sees == "augmented":
+        loader = _loader(config, worker, {})
+        return TaughtLoader(loader, LiveTeacher(teacher, loader.info, worker))
+    loader = _loader(config, worker, {TEACHER: stored_answers(teacher)})
+    check_teacher(teacher, loader.info)
+    return loader
+
+
+def _loader(
+    config: ExperimentConfig, worker: Worker, extra_targets: Mapping[str, np.ndarray]
+) -> Loader:
     micro_batch = config.train.micro_batch
     loader: Loader = build(
         "loader",
@@ -151,7 +171,7 @@ def build_loader(config: ExperimentConfig, worker: Worker) -> Loader:
         batch_size=config.train.batch_size,
         micro_batch=None if micro_batch == "auto" else micro_batch,
         worker=worker,
-        extra_targets=extra,
+        extra_targets=extra_targets,
     )
     return loader
 
@@ -459,29 +479,3 @@ def export(parts: Parts, paths: RunPaths) -> None:
         )
         save_model(paths, weights, spec)
     parts.worker.barrier()
-
-
-def teacher_logits(teacher: Path, config: ExperimentConfig) -> np.ndarray:
-    """What the teacher says of every training sample, by the sample's id.
-
-    Args:
-        teacher: folder of a run or an ensemble that has predictions on `train`.
-
-    Returns:
-        float32[N, K] up to the last training sample; rows of held-out samples are NaN.
-
-    Raises:
-        DataError: if the teacher has not answered for the train split.
-    """
-    path = RunPaths(teacher).predictions("train")
-    if not path.exists():
-        raise DataError(
-            f"the teacher {teacher} has no predictions on the train split; "
-            "use `orch distill CONFIG --teacher …`, which makes them"
-        )
-    predictions = read_predictions(path)
-    rows = np.full(
-        (int(predictions.ids.max()) + 1, predictions.logits.shape[1]), np.nan, np.float32
-    )
-    rows[predictions.ids] = predictions.logits
-    return rows

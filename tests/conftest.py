@@ -26,3 +26,11 @@ def torchvision():
 
     yield torchvision
     del library
+
+
+@pytest.fixture(scope="session")
+def timm(torchvision):
+    """timm, which imports torchvision."""
+    import timm
+
+    return timm

@@ -21,7 +21,7 @@ ORDER = [
     ["losses", "tasks", "optim", "networks"],
     ["engine"],
     ["run_folder"],
-    ["tracking"],
+    ["tracking", "teacher"],
     ["loop", "hooks", "evaluate"],
     ["auto", "recipe", "predict", "stages", "local_host"],
     ["sweep", "ensemble"],

@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from orchestrator.config.model import EfficientNet, ImportedModel
+from orchestrator.config.model import ImportedModel
+from orchestrator.config.zoo.efficientnet import EfficientNet
 from orchestrator.errors import UserError, WeightsError
 from orchestrator.networks import build_network
 

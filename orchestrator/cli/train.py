@@ -24,7 +24,7 @@ def train_command(
     """Train one model from CONFIG, with KEY=VALUE overrides."""
     from orchestrator.config.load import load_config
 
-    experiment = load_config(config, overrides)
+    experiment = load_config(config, overrides, single_run=True)
     with json_stdout(as_json) as emit:
         from orchestrator import api
         from orchestrator.cli.plan import show_plan

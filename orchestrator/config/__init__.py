@@ -1,7 +1,7 @@
 """Typed configuration: everything a user may change, without torch or ray."""
 
 # Importing a section registers its parts.
-from orchestrator.config import data, model, pipeline, training
+from orchestrator.config import data, model, pipeline, training, zoo
 from orchestrator.config.experiment import ExperimentConfig
 
-__all__ = ["ExperimentConfig", "data", "model", "pipeline", "training"]
+__all__ = ["ExperimentConfig", "data", "model", "pipeline", "training", "zoo"]

@@ -22,18 +22,26 @@ from orchestrator.errors import ConfigError, Problem
 __all__ = ["config_from_mapping", "derive", "dump_yaml", "load_config"]
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+PIPELINE_SECTIONS = ("sweep", "ensemble", "distill")
+"""What a single run has no use for."""
+
+
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, single_run: bool = False
+) -> ExperimentConfig:
     """Reads an experiment.
 
     Args:
         path: the file. Paths in it are relative to its folder.
         overrides: ``key=value`` texts; paths in them are relative to the current folder.
+        single_run: leave out the sections of the pipeline. They must be right in themselves, but
+            need not fit the run: it may be shorter than the grace of a sweep's scheduler.
 
     Raises:
         ConfigError: with every problem, each with its file and line.
     """
     path = Path(path)
-    return _finish(_read(path, ()), overrides, [path.absolute().parent])
+    return _finish(_read(path, ()), overrides, [path.absolute().parent], single_run)
 
 
 def config_from_mapping(
@@ -66,7 +74,10 @@ def derive(config: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentCo
 
 
 def _finish(
-    document: Document, overrides: Sequence[str], folders: Sequence[Path]
+    document: Document,
+    overrides: Sequence[str],
+    folders: Sequence[Path],
+    single_run: bool = False,
 ) -> ExperimentConfig:
     changes, problems = _parse(overrides)
     # Plugins first: whether a changed `type` knows a key depends on what they register.
@@ -75,7 +86,7 @@ def _finish(
     problems += _import_plugins(document, folders)
     problems += apply_changes(document, [change for change in changes if change not in early])
     make_absolute(document.values, Path.cwd())
-    return _checked(document, problems)
+    return _checked(document, problems, PIPELINE_SECTIONS if single_run else ())
 
 
 def _parse(overrides: Sequence[str]) -> tuple[list[Change], list[Problem]]:
@@ -106,9 +117,14 @@ def _placed(problem: Problem, document: Document) -> Problem:
     return Problem(problem.message, problem.key, document.where(path))
 
 
-def _checked(document: Document, problems: list[Problem]) -> ExperimentConfig:
+def _checked(
+    document: Document, problems: list[Problem], left_out: Sequence[str] = ()
+) -> ExperimentConfig:
     """Validates, then applies the rules that look at several sections."""
     config, findings = validate(document.values)
+    if config is not None and left_out:
+        kept = {key: value for key, value in document.values.items() if key not in left_out}
+        config, _ = validate(kept)
     # What is wrong is taken out, so that the rules can judge the rest in the same go.
     sound, wrong = config, list[KeyPath]()
     if config is None:

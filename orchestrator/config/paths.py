@@ -13,6 +13,7 @@ PATH_KEYS: tuple[KeyPath, ...] = (
     ("data", "source", "path"),
     ("data", "source", "root"),
     ("model", "weights"),
+    ("task", "teacher"),
 )
 """Keys that hold a path. A plugin's source that names its keys so is covered too."""
 

@@ -40,6 +40,13 @@ class ClassifyTask(Part):
 
     type: Literal["classify"] = "classify"
     loss: Annotated[Part, OneOf("loss")] = CrossEntropy()
+    auxiliary_weight: NonNegative = 0.3
+    """Weight of each auxiliary head's loss, in networks that have them."""
+
+
+TeacherSees = Literal["augmented", "plain"]
+"""What the teacher is asked about: each image as the student sees it, at the price of the teacher's
+forward pass in every step; or, once, the image as it is stored."""
 
 
 @part("task", "distill", build="orchestrator.tasks.distill:Distill")
@@ -48,11 +55,13 @@ class DistillTask(Part):
 
     type: Literal["distill"] = "distill"
     teacher: str
-    """A run, a sweep's ensemble, or the name of one under `runs/`."""
+    """Folder of a run, an ensemble, or a sweep, whose ensemble teaches."""
     temperature: Annotated[float, Field(gt=0)] = 4.0
     soft_weight: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Weight of the teacher's term; the labels' term gets the rest."""
+    teacher_sees: TeacherSees = "augmented"
     loss: Annotated[Part, OneOf("loss")] = CrossEntropy()
+    auxiliary_weight: NonNegative = 0.3
 
 
 # --- optimizer -----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from orchestrator.data.types import Batch, GlobalBatch
 from orchestrator.host import Worker
 from orchestrator.seeding import DROPOUT, derive
-from orchestrator.tasks.base import StepOutput
+from orchestrator.tasks.base import Outputs, StepOutput
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -57,9 +57,11 @@ def set_training(model: nn.Module, training: bool) -> None:
         model.train(training)
 
 
-def empty_loss(outputs: Tensor) -> StepOutput:
+def empty_loss(outputs: Outputs) -> StepOutput:
     """A zero that is connected to the parameters, so that collectives stay in step."""
-    return StepOutput(outputs.float().sum() * 0.0, outputs)
+    every = (outputs,) if isinstance(outputs, Tensor) else outputs
+    zero = torch.stack([one.float().sum() for one in every]).sum() * 0.0
+    return StepOutput(zero, every[0])
 
 
 def average_batch_statistics(model: nn.Module, worker: Worker) -> None:

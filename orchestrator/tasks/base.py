@@ -10,6 +10,9 @@ from torchmetrics import MetricCollection
 
 from orchestrator.data.types import Batch, DataInfo
 
+Outputs = Tensor | tuple[Tensor, ...]
+"""What a model returns: its answer; in training, those of auxiliary heads may follow it."""
+
 
 @dataclass(frozen=True)
 class StepOutput:
@@ -17,7 +20,7 @@ class StepOutput:
 
     Attributes:
         loss: scalar, the mean over the batch's samples.
-        outputs: what the model returned.
+        outputs: the model's answer, without those of auxiliary heads.
         metrics: further scalars by name, detached.
     """
 
@@ -29,16 +32,16 @@ class StepOutput:
 class Task(ABC):
     """What is computed from a batch: a forward pass, a loss, and the metrics that judge it."""
 
-    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+    def forward(self, model: nn.Module, batch: Batch) -> Outputs:
         """The model's outputs: one input goes by position, several by name."""
         if len(batch.inputs) == 1:
-            output: Tensor = model(*batch.inputs.values())
+            output: Outputs = model(*batch.inputs.values())
             return output
-        named: Tensor = model(**batch.inputs)
+        named: Outputs = model(**batch.inputs)
         return named
 
     @abstractmethod
-    def loss(self, outputs: Tensor, batch: Batch) -> StepOutput:
+    def loss(self, outputs: Outputs, batch: Batch) -> StepOutput:
         """The loss to be minimised, as the mean over the batch's samples."""
 
     @abstractmethod

@@ -9,7 +9,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from orchestrator.config.training import ClassifyTask, DistillTask
 from orchestrator.data.types import Batch, DataInfo
 from orchestrator.losses import build_loss
-from orchestrator.tasks.base import StepOutput, Task
+from orchestrator.tasks.base import Outputs, StepOutput, Task
 
 
 class Classify(Task):
@@ -17,10 +17,21 @@ class Classify(Task):
 
     def __init__(self, config: ClassifyTask | DistillTask) -> None:
         self._loss = build_loss(config.loss)
+        self._auxiliary_weight = config.auxiliary_weight
 
-    def loss(self, outputs: Tensor, batch: Batch) -> StepOutput:
-        """The file's loss of logits [B, K] against labels int64[B] or probabilities [B, K]."""
-        return StepOutput(self._loss(outputs, batch.targets["label"]), outputs)
+    def loss(self, outputs: Outputs, batch: Batch) -> StepOutput:
+        """The file's loss of logits [B, K] against labels int64[B] or probabilities [B, K].
+
+        Auxiliary heads add theirs, weighted (Szegedy et al., 2015, section 5).
+        """
+        label = batch.targets["label"]
+        if isinstance(outputs, Tensor):
+            return StepOutput(self._loss(outputs, label), outputs)
+        logits, *auxiliary = outputs
+        loss = self._loss(logits, label)
+        for one in auxiliary:
+            loss = loss + self._auxiliary_weight * self._loss(one, label)
+        return StepOutput(loss, logits)
 
     def metrics(self, info: DataInfo) -> MetricCollection:
         """Accuracy, top-5 accuracy where there are more than five classes, and cross entropy."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from orchestrator.config.training import DistillTask
 from orchestrator.data.types import Batch
 from orchestrator.losses import soft_cross_entropy
-from orchestrator.tasks.base import StepOutput
+from orchestrator.tasks.base import Outputs, StepOutput
 from orchestrator.tasks.classify import Classify
 
 TEACHER = "teacher_logits"
@@ -21,12 +19,12 @@ class Distill(Classify):
         super().__init__(config)
         self._temperature, self._weight = config.temperature, config.soft_weight
 
-    def loss(self, outputs: Tensor, batch: Batch) -> StepOutput:
+    def loss(self, outputs: Outputs, batch: Batch) -> StepOutput:
         """The mixture where the batch has teacher logits, the labels' loss where it has none."""
         hard = super().loss(outputs, batch)
         if TEACHER not in batch.targets:
             return hard
-        soft = soft_cross_entropy(outputs, batch.targets[TEACHER], self._temperature)
+        soft = soft_cross_entropy(hard.outputs, batch.targets[TEACHER], self._temperature)
         mixed = (1 - self._weight) * hard.loss + self._weight * soft
         metrics = {"hard_loss": hard.loss.detach(), "soft_loss": soft.detach()}
-        return StepOutput(mixed, outputs, metrics)
+        return StepOutput(mixed, hard.outputs, metrics)

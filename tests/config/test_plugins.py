@@ -112,7 +112,7 @@ def test_its_parts_are_built_and_learn(path, tmp_path):
         (
             "from orchestrator.config.base import Part, part\n"
             "@part('model', 'resnet18', build=print)\nclass Mine(Part): pass\n",
-            "model 'resnet18' is registered by orchestrator.config.model already",
+            "model 'resnet18' is registered by orchestrator.config.zoo.resnet already",
         ),
     ],
 )

@@ -5,22 +5,10 @@ import torch
 
 from orchestrator import models
 from orchestrator.models.efficientnet import VARIANTS, compound
+from tests.zoo.cases import NUMBERS
 
-COUNTS = {
-    "resnet18": 11_689_512,
-    "resnet34": 21_797_672,
-    "resnet50": 25_557_032,
-    "resnet101": 44_549_160,
-    "resnet152": 60_192_808,
-    "efficientnet_b0": 5_288_548,
-    "efficientnet_b1": 7_794_184,
-    "efficientnet_b2": 9_109_994,
-    "efficientnet_b3": 12_233_232,
-    "efficientnet_b4": 19_341_616,
-    "efficientnet_b5": 30_389_784,
-    "efficientnet_b6": 43_040_704,
-    "efficientnet_b7": 66_347_960,
-}
+PUBLISHED = {name: known for name in models.names() if (known := models.published(name))}
+REFERENCED = {name: known.reference for name, known in PUBLISHED.items() if known.reference}
 NORMS = {f"efficientnet_b{n}": (1e-5, 0.1) if n < 5 else (1e-3, 0.01) for n in range(8)}
 
 
@@ -29,63 +17,87 @@ def parameters(model: torch.nn.Module) -> int:
 
 
 def create(name: str, **options) -> torch.nn.Module:
-    return models.create(name, num_classes=1000, in_channels=3, image_size=224, **options)
+    known = PUBLISHED.get(name)
+    given = {"image_size": known.resolution if known else 224} | options
+    return models.create(name, num_classes=1000, in_channels=3, **given)
 
 
-@pytest.mark.parametrize("name", COUNTS)
+def reference(name: str, torchvision, timm, **options) -> torch.nn.Module:
+    """The same network of torchvision or timm, without its weights."""
+    library, _, theirs = REFERENCED[name].partition(":")
+    if library == "timm":
+        return timm.create_model(theirs, pretrained=False, **options)
+    if theirs in ("googlenet", "inception_v3"):  # or it warns, and draws for minutes
+        options = {"init_weights": False} | options
+    return torchvision.models.get_model(theirs, weights=None, **options)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_as_published(name):
     with torch.device("meta"):
-        assert parameters(create(name)) == COUNTS[name]
+        assert parameters(create(name)) == PUBLISHED[name].parameters
 
 
-@pytest.mark.parametrize("name", COUNTS)
-def test_state_dict_is_torchvisions(name, torchvision):
+@pytest.mark.parametrize("name", REFERENCED)
+def test_state_dict_is_the_references(name, torchvision, timm):
     with torch.device("meta"):
-        ours = create(name).state_dict()
-        theirs = getattr(torchvision.models, name)().state_dict()
-    assert list(ours) == list(theirs)
-    assert [v.shape for v in ours.values()] == [v.shape for v in theirs.values()]
+        model = create(name)
+        ours, theirs = model.state_dict(), reference(name, torchvision, timm).state_dict()
+    renamed = [(model.key_map(key), value.shape) for key, value in theirs.items()]
+    expected = {key: shape for key, shape in renamed if key is not None}
+    assert {key: value.shape for key, value in ours.items()} == expected
 
 
-@pytest.mark.parametrize("name", COUNTS)
-def test_rates_and_norms_are_torchvisions(name, torchvision):
+@pytest.mark.parametrize("name", REFERENCED)
+def test_rates_and_norms_are_the_references(name, torchvision, timm):
     with torch.device("meta"):
-        ours, theirs = create(name), getattr(torchvision.models, name)()
+        ours, theirs = create(name), reference(name, torchvision, timm)
 
     def norms(model):
-        return [(m.eps, m.momentum) for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        kinds = (torch.nn.BatchNorm2d, torch.nn.LayerNorm)
+        found = {n: m for n, m in model.named_modules() if isinstance(m, kinds)}
+        return {
+            ours.key_map(f"{n}.weight"): (m.eps, getattr(m, "momentum", 0))
+            for n, m in found.items()
+        }
 
-    assert norms(ours) == norms(theirs)
+    own = norms(ours)
+    assert own == {key: value for key, value in norms(theirs).items() if key in own}
     if name in NORMS:
-        assert set(norms(ours)) == {NORMS[name]}
+        assert set(own.values()) == {NORMS[name]}
         assert ours.classifier[0].p == theirs.classifier[0].p
         drops = [m.rate for n, m in ours.named_modules() if n.endswith("stochastic_depth")]
         expected = [m.p for n, m in theirs.named_modules() if n.endswith("stochastic_depth")]
         assert drops == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "efficientnet_b0"])
+@pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("training", [True, False])
-def test_numbers_are_torchvisions(name, training, torchvision):
+def test_numbers_are_the_references(name, training, torchvision, timm):
     torch.manual_seed(0)
-    theirs = getattr(torchvision.models, name)()
-    rates = {"drop_path": 0.0} if "efficient" in name else {}
-    ours = create(name, dropout=0.0, **rates)
+    numbers = NUMBERS[name]
+    theirs = reference(name, torchvision, timm, **numbers.theirs)
+    ours = create(name, image_size=numbers.size, **numbers.ours)
     for module in theirs.modules():
         if type(module).__name__ in ("StochasticDepth", "Dropout"):
             module.p = 0.0
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.LayerNorm):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, std=0.1)
             module.momentum = 1.0
     # Double precision: where batch norm sees few pixels, single rounds the last digits away.
-    x = torch.randn(4, 3, 64, 64, dtype=torch.double)
+    x = torch.randn(4, 3, numbers.size, numbers.size, dtype=torch.double)
     ours, theirs = ours.double().train(training), theirs.double()
     theirs(x)
-    ours.load_state_dict(theirs.state_dict())
-    expected = theirs.train(training)(x)
+    renamed = {ours.key_map(key): value for key, value in theirs.state_dict().items()}
+    ours.load_state_dict({key: value for key, value in renamed.items() if key is not None})
+    expected = _first(theirs.train(training)(x))
     assert expected.std(dim=0).mean() > 1e-2
-    torch.testing.assert_close(ours(x), expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(_first(ours(x)), expected, rtol=1e-8, atol=1e-8)
+
+
+def _first(outputs):
+    return outputs if torch.is_tensor(outputs) else outputs[0]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
@@ -125,7 +137,7 @@ def test_phi_zero_is_b0_and_more_is_larger():
         counts = [parameters(create("efficientnet", phi=phi)) for phi in (-6, -3, 0, 1, 4)]
         assert create("efficientnet", phi=1.0).resolution == 258
     assert counts == sorted(set(counts))
-    assert counts[2] == COUNTS["efficientnet_b0"]
+    assert counts[2] == PUBLISHED["efficientnet_b0"].parameters
 
 
 def test_width_and_depth_replace_the_variants():

@@ -9,27 +9,32 @@ from orchestrator import models
 from orchestrator.config.base import entries
 from orchestrator.models.base import ZooModel
 from orchestrator.models.stages import Stage, run_stages
+from tests.zoo.cases import CASES
 
 NAMES = models.names()
-SMALL = ["efficientnet", "efficientnet_b0", "efficientnet_small", "resnet18", "resnet50"]
+SMALL = sorted(CASES)
 """Those that run on real tensors; the rest differ from them in size alone."""
-SLIM = {
-    "efficientnet": {"phi": -4.0},
-    "efficientnet_b0": {"width": 0.25, "depth": 0.3},
-    "efficientnet_small": {"width": 0.5},
-    "resnet18": {"width": 0.125},
-    "resnet50": {"width": 0.125},
-}
 
 
 def slim(name: str, *, channels: int = 1, **options) -> ZooModel:
     torch.manual_seed(0)
-    given = SLIM[name] | options
-    return models.create(name, num_classes=5, in_channels=channels, image_size=28, **given)
+    case = CASES[name]
+    given = {**case.slim, **options}
+    return models.create(name, num_classes=5, in_channels=channels, image_size=case.size, **given)
 
 
-def images(channels: int = 1) -> torch.Tensor:
-    return torch.randn(4, channels, 28, 28, generator=torch.Generator().manual_seed(1))
+def images(name: str, channels: int = 1) -> torch.Tensor:
+    size = CASES[name].size
+    return torch.randn(4, channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def logits_of(outputs) -> torch.Tensor:
+    """Everything a model puts out, auxiliary heads' logits beside its own."""
+    return outputs if torch.is_tensor(outputs) else torch.cat(outputs, 1)
+
+
+def main(outputs) -> torch.Tensor:
+    return outputs if torch.is_tensor(outputs) else outputs[0]
 
 
 def composed(model: ZooModel, x: torch.Tensor) -> torch.Tensor:
@@ -55,13 +60,16 @@ def test_every_option_of_the_schema_is_one_of_the_model(entry):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes_without_memory(name):
-    channels, size, classes = 3, 40, 1000
+    known = models.published(name)
+    channels, size, classes = 3, known.resolution if known else 40, 1000
     with torch.device("meta"):
         model = models.create(name, num_classes=classes, in_channels=channels, image_size=size)
-        logits = model(torch.empty(2, channels, size, size))
+        logits = model.eval()(torch.empty(2, channels, size, size))
     assert logits.shape == (2, classes)
-    assert model.head_layer.out_features == classes
-    assert model.get_submodule(model.stem_name).in_channels == channels
+    for head in model.head_names:
+        assert model.get_submodule(head).weight.shape[0] == classes
+    if model.stem_name:
+        assert model.get_submodule(model.stem_name).in_channels == channels
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -80,9 +88,10 @@ def test_stages_hold_each_parameter_once_and_own_none(name):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_one_backward_reaches_every_parameter(name, channels):
     # Blocks whose last norm starts at zero hide what is before it, so let them start open.
-    model = slim(name, channels=channels, **({"zero_init": False} if "resnet" in name else {}))
-    logits = model(images(channels))
-    assert logits.shape == (4, 5)
+    model = slim(name, channels=channels, **CASES[name].open)
+    logits = logits_of(model(images(name, channels)))
+    assert logits.shape[0] == 4
+    assert logits.shape[1] in (5, 10, 15)
     assert logits.isfinite().all()
     logits.square().sum().backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
@@ -92,13 +101,13 @@ def test_one_backward_reaches_every_parameter(name, channels):
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("training", [True, False])
 def test_stages_compose_to_forward(name, training):
-    rates = {"dropout": 0.3} | ({} if "resnet" in name else {"drop_path": 0.3})
+    rates = CASES[name].random
     model = slim(name, **rates).train(training)
     twin = copy.deepcopy(model)
     torch.manual_seed(7)
-    whole = model(images())
+    whole = logits_of(model(images(name)))
     torch.manual_seed(7)
-    assert torch.equal(composed(twin, images()), whole)
+    assert torch.equal(logits_of(composed(twin, images(name))), whole)
     for a, b in zip(model.buffers(), twin.buffers(), strict=True):
         assert torch.equal(a, b)
 
@@ -106,9 +115,9 @@ def test_stages_compose_to_forward(name, training):
 @pytest.mark.parametrize("name", SMALL)
 def test_features_then_head_is_forward(name):
     model = slim(name).eval()
-    features = model.forward_features(images())
-    assert features.shape[:2] == (4, model.head_layer.in_features)
-    assert torch.equal(model.head(features), model(images()))
+    features = model.forward_features(images(name))
+    assert len(features) == 4
+    assert torch.equal(model.head(features), model(images(name)))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -116,23 +125,23 @@ def test_taps_show_what_stages_put_out(name):
     model = slim(name).eval()
     group = model.stages()[1].name.rpartition(".")[0]
     last = [stage.name for stage in model.stages() if stage.name.startswith(group)][-1]
-    logits, taps = model.forward_taps(images(), ["stem", group, last])
-    assert torch.equal(logits, model(images()))
-    assert torch.equal(taps["stem"], model.stages()[0].fn(images()))
+    logits, taps = model.forward_taps(images(name), ["stem", group, last])
+    assert torch.equal(logits, model(images(name)))
+    assert torch.equal(taps["stem"], model.stages()[0].fn(images(name)))
     assert torch.equal(taps[group], taps[last])
     with pytest.raises(ValueError, match=r"no stage is named 'neck'; choose from: stem"):
-        model.forward_taps(images(), ["neck"])
+        model.forward_taps(images(name), ["neck"])
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_checkpointing_changes_nothing_but_memory(name):
-    rates = {"dropout": 0.3} | ({} if "resnet" in name else {"drop_path": 0.3})
+    rates = CASES[name].random
     plain = slim(name, **rates)
     saving = copy.deepcopy(plain)
     saving.set_checkpointing(True)
     for model in (plain, saving):
         torch.manual_seed(7)
-        model(images()).square().sum().backward()
+        logits_of(model(images(name))).square().sum().backward()
     for (key, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad), key
     for (key, a), b in zip(plain.named_buffers(), saving.buffers(), strict=True):
@@ -153,22 +162,22 @@ def test_checkpointing_computes_each_stage_twice_and_only_when_training():
 @pytest.mark.parametrize("name", SMALL)
 def test_a_state_dict_carries_the_whole_model(name):
     model = slim(name)
-    model(images())
-    other = slim(name, dropout=0.0)
+    model(images(name))
+    other = slim(name, **CASES[name].calm)
     for parameter in other.parameters():
         torch.nn.init.normal_(parameter)
     other.load_state_dict(model.state_dict())
-    assert torch.equal(other.eval()(images()), model.eval()(images()))
+    assert torch.equal(other.eval()(images(name)), model.eval()(images(name)))
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_few_steps_lower_the_loss(name):
-    model = slim(name, dropout=0.0)
+    model = slim(name, **CASES[name].calm)
     labels = torch.arange(4)
-    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    optimizer = torch.optim.SGD(model.parameters(), CASES[name].lr)
     losses = []
     for _ in range(20):
-        loss = torch.nn.functional.cross_entropy(model(images()), labels)
+        loss = torch.nn.functional.cross_entropy(main(model(images(name))), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -187,15 +196,15 @@ def test_a_fresh_head_keeps_the_rest(name):
     model = slim(name).double()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     model.reset_head(9)
-    assert model(images().double()).shape == (4, 9)
+    assert main(model(images(name).double())).shape == (4, 9)
     assert model.num_classes == 9
     changed = {
         key
         for key, value in model.state_dict().items()
         if value.shape != before[key].shape or not torch.equal(value, before[key])
     }
-    assert {key.rpartition(".")[0] for key in changed} <= {model.head_name, *_norms(model)}
-    assert f"{model.head_name}.weight" in changed
+    assert {key.rpartition(".")[0] for key in changed} <= {*model.head_names, *_norms(model)}
+    assert {f"{head}.weight" for head in model.head_names} <= changed
 
 
 def _norms(model: ZooModel) -> set[str]:
@@ -206,22 +215,22 @@ def _norms(model: ZooModel) -> set[str]:
 @pytest.mark.parametrize("name", SMALL)
 def test_memory_format_does_not_change_the_result(name):
     model = slim(name).double().eval()
-    expected = model(images().double())
+    expected = model(images(name).double())
     model.to(memory_format=torch.channels_last)
-    found = model(images().double().contiguous(memory_format=torch.channels_last))
+    found = model(images(name).double().contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    if name != "efficientnet":
+    if CASES[name].keeps_format:
         assert (
             model.stages()[0]
-            .fn(images().double().contiguous(memory_format=torch.channels_last))
+            .fn(images(name).double().contiguous(memory_format=torch.channels_last))
             .is_contiguous(memory_format=torch.channels_last)
         )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "efficientnet_small"])
+@pytest.mark.parametrize("name", SMALL)
 def test_compiles_as_one_graph(name):
-    model = slim(name, dropout=0.0)
-    expected = copy.deepcopy(model)(images())
+    model = slim(name, **CASES[name].calm)
+    expected = copy.deepcopy(model)(images(name))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(images()), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(compiled(images(name)), expected, rtol=1e-4, atol=1e-5)
