@@ -9,7 +9,7 @@ from orchestrator import models
 from orchestrator.config.base import entries
 from orchestrator.models.base import ZooModel
 from orchestrator.models.stages import Stage, run_stages
-from tests.zoo.cases import CASES
+from tests.zoo.cases import CASES, FIRST
 
 NAMES = models.names()
 SMALL = sorted(CASES)
@@ -227,10 +227,27 @@ def test_memory_format_does_not_change_the_result(name):
         )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
+REST = [pytest.param(name, marks=pytest.mark.slow) for name in SMALL if name not in FIRST]
+
+
+@pytest.mark.parametrize("name", [*FIRST, *REST])
 def test_compiles_as_one_graph(name):
     model = slim(name, **CASES[name].calm)
-    expected = copy.deepcopy(model)(images(name))
+    expected = logits_of(copy.deepcopy(model)(images(name)))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(images(name)), expected, rtol=1e-4, atol=1e-5)
+    found = logits_of(compiled(images(name)))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [*FIRST, *REST])
+def test_onnx_gives_the_same_numbers(name, tmp_path):
+    import onnxruntime
+
+    model = slim(name).eval()
+    program = torch.onnx.export(model, (images(name),), dynamo=True, verbose=False)
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: images(name).numpy()})
+    expected = model(images(name)).detach()
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
