@@ -1,5 +1,23 @@
 """Single-device PyTorch models; nothing here imports the rest of orch."""
 
-from .registry import Published, create, names, options_of, published, register
+from .registry import (
+    Published,
+    create,
+    create_sequence_model,
+    names,
+    options_of,
+    published,
+    reads_tokens,
+    register,
+)
 
-__all__ = ["Published", "create", "names", "options_of", "published", "register"]
+__all__ = [
+    "Published",
+    "create",
+    "create_sequence_model",
+    "names",
+    "options_of",
+    "published",
+    "reads_tokens",
+    "register",
+]

@@ -17,8 +17,8 @@ MIN_SIDE = 8
 """The smallest image side, in pixels, that the zoo takes."""
 
 
-class ZooModel(nn.Module):
-    """A classifier of images, cut into stages; the last stage is its head.
+class StagedModel(nn.Module):
+    """A network that is cut into stages, the last of which is its head.
 
     A family sets `head_name` and `stem_name`, implements `stages`, and inherits the rest.
 
@@ -29,18 +29,14 @@ class ZooModel(nn.Module):
         head_name: path of the last linear layer or 1×1 convolution, such as ``fc``.
         stem_name: path of the first convolution, such as ``conv1``; None where there is none.
         num_classes: length of the logits.
-        in_channels: channels of the input.
-        image_size: (height, width), in pixels, that the model was built for.
     """
 
     head_name: ClassVar[str]
     stem_name: ClassVar[str | None]
 
-    def __init__(self, num_classes: int, in_channels: int, image_size: int | tuple[int, int]):
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.num_classes = _at_least("num_classes", num_classes, 1, "classes of the data")
-        self.in_channels = _at_least("in_channels", in_channels, 1, "channels of the data")
-        self.image_size = square(image_size)
+        self.num_classes = at_least("num_classes", num_classes, 1, "classes of the data")
         self._checkpointing = False
 
     def stages(self) -> list[Stage]:
@@ -52,6 +48,17 @@ class ZooModel(nn.Module):
         """Renames a key of the published weights to ours; None drops it. By default they agree."""
         return name
 
+    def adapt_weights(self, state: dict[str, torch.Tensor]) -> list[str]:
+        """Mends, in place, what may differ in weights trained elsewhere, such as image sizes.
+
+        Args:
+            state: a file's tensors under our names.
+
+        Returns:
+            A note on each change, for the report.
+        """
+        return []
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images [N, C, H, W] to logits [N, classes]."""
         return run_stages(self.stages(), x, recompute=self._checkpointing)  # type: ignore[no-any-return]
@@ -60,7 +67,7 @@ class ZooModel(nn.Module):
         """Images to what the head takes: every stage but the last."""
         return run_stages(self.stages()[:-1], x, recompute=self._checkpointing)  # type: ignore[no-any-return]
 
-    def head(self, features: torch.Tensor) -> torch.Tensor:
+    def forward_head(self, features: torch.Tensor) -> torch.Tensor:
         """The last stage: features to logits [N, classes]."""
         return self.stages()[-1].fn(features)  # type: ignore[no-any-return]
 
@@ -83,15 +90,20 @@ class ZooModel(nn.Module):
         found: dict[str, torch.Tensor] = {}
         for stage in stages:
             x = run_stages([stage], x, recompute=self._checkpointing)
-            found.update(dict.fromkeys(wanted.get(stage.name, ()), x))
+            features = x if torch.is_tensor(x) else x[0]  # auxiliary heads' logits follow
+            found.update(dict.fromkeys(wanted.get(stage.name, ()), features))
         return x, found
 
     def reset_head(self, num_classes: int) -> None:
         """Replaces the layers that give logits by fresh ones, on the old ones' device and dtype."""
-        self.num_classes = _at_least("num_classes", num_classes, 1, "classes of the data")
+        self.num_classes = at_least("num_classes", num_classes, 1, "classes of the data")
         for path in self.head_names:
             old = self.get_submodule(path)
-            like = {"device": old.weight.device, "dtype": old.weight.dtype}
+            like = {
+                "bias": old.bias is not None,
+                "device": old.weight.device,
+                "dtype": old.weight.dtype,
+            }
             fresh: Head
             if isinstance(old, nn.Conv2d):
                 fresh = nn.Conv2d(old.in_channels, num_classes, 1, **like)  # type: ignore[arg-type]
@@ -119,6 +131,20 @@ class ZooModel(nn.Module):
     def set_checkpointing(self, enabled: bool) -> None:
         """Trades time for memory: stages' inner activations are computed again in backward."""
         self._checkpointing = enabled
+
+
+class ZooModel(StagedModel):
+    """A classifier of images.
+
+    Attributes:
+        in_channels: channels of the input.
+        image_size: (height, width), in pixels, that the model was built for.
+    """
+
+    def __init__(self, num_classes: int, in_channels: int, image_size: int | tuple[int, int]):
+        super().__init__(num_classes)
+        self.in_channels = at_least("in_channels", in_channels, 1, "channels of the data")
+        self.image_size = square(image_size)
 
 
 def square(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -171,7 +197,12 @@ def check_rates(**values: float) -> None:
             raise ValueError(f"{name} must be in [0, 1), but got {value!r}; 0 turns it off")
 
 
-def _at_least(name: str, value: int, low: int, what: str) -> int:
+def at_least(name: str, value: int, low: int, what: str) -> int:
+    """Returns a whole number.
+
+    Raises:
+        ValueError: if it is none, or below `low`; the message says `what` it is.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise ValueError(f"{name} must be a whole number >= {low}, but got {value!r}: it is {what}")
     return value

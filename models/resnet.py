@@ -65,19 +65,28 @@ class BasicBlock(_Residual):
 
 
 class Bottleneck(_Residual):
-    """1×1, 3×3 and 1×1 convolutions; the outer channels are four times the inner ones."""
+    """1×1, 3×3 and 1×1 convolutions; four times `channels` go out, whatever the 3×3 one has.
+
+    Attributes:
+        groups: independent parts of the 3×3 convolution, ResNeXt's cardinality.
+        group_width: channels of a part in the first group of blocks, which has 64 `channels`;
+            in proportion in the others.
+    """
 
     expansion = 4
     last_norm = "bn3"
+    groups: ClassVar[int] = 1
+    group_width: ClassVar[int] = 64
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
         channels_out = channels * self.expansion
-        self.conv1 = nn.Conv2d(channels_in, channels, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv3 = nn.Conv2d(channels, channels_out, 1, bias=False)
+        inner = max(1, channels * self.group_width // 64) * self.groups
+        self.conv1 = nn.Conv2d(channels_in, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=self.groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, channels_out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels_out)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(channels_in, channels_out, stride)

@@ -22,11 +22,19 @@ class Stage(NamedTuple):
         name: unique in its model; a dot separates a group from a block, as in ``layer1.0``.
         fn: computes the step. It may be a bound method; it owns nothing.
         modules: the model's modules whose parameters the step uses.
+        loose: parameters that it uses and that the model itself holds, such as a class token.
     """
 
     name: str
     fn: Callable[[Any], Any]
     modules: tuple[nn.Module, ...]
+    loose: tuple[nn.Parameter, ...] = ()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Every parameter that the step uses."""
+        yield from self.loose
+        for module in self.modules:
+            yield from module.parameters()
 
 
 def belongs(stage: str, name: str) -> bool:

@@ -29,11 +29,13 @@ class Report:
         loaded: tensors that were copied.
         head_replaced: the file's class count when it differs; the head was left as it was.
         stem_summed: whether the first convolution's colours were summed up to one channel.
+        adapted: what the model itself changed, a note each.
     """
 
     loaded: int
     head_replaced: int | None = None
     stem_summed: bool = False
+    adapted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         notes = [f"{self.loaded} tensors loaded"]
@@ -41,6 +43,7 @@ class Report:
             notes.append(f"the head, of {self.head_replaced} classes in the file, starts fresh")
         if self.stem_summed:
             notes.append("the first convolution's three channels are summed up to one")
+        notes.extend(self.adapted)
         return "; ".join(notes)
 
 
@@ -50,7 +53,8 @@ def load_weights(model: nn.Module, path: str | Path, *, key_map: KeyMap | None =
     Two differences are mended in models that say where their head and stem are, as the zoo's do:
     another class count leaves the model's head as it is, and a first convolution for three
     channels is summed for a model of one, which answers to a grey image as the original does to
-    the same image in three equal channels. Anything else is refused.
+    the same image in three equal channels. A model may mend more (`ZooModel.adapt_weights`), such
+    as positions of another image size. Anything else is refused.
 
     Args:
         model: where to; on any device.
@@ -63,6 +67,8 @@ def load_weights(model: nn.Module, path: str | Path, *, key_map: KeyMap | None =
     path = Path(path)
     state = _renamed(_read(path), key_map or getattr(model, "key_map", None))
     own = model.state_dict()
+    adapt = getattr(model, "adapt_weights", None)
+    adapted = tuple(adapt(state)) if adapt else ()
     stem_summed = _sum_stem(state, own, getattr(model, "stem_name", None))
     heads: tuple[str, ...] = getattr(model, "head_names", ())
     dropped = [_drop_head(state, own, head) for head in heads]
@@ -75,7 +81,7 @@ def load_weights(model: nn.Module, path: str | Path, *, key_map: KeyMap | None =
             "Choose the model, and its options, that these weights were trained with."
         )
     model.load_state_dict({**own, **state})
-    return Report(len(state), head_replaced, stem_summed)
+    return Report(len(state), head_replaced, stem_summed, adapted)
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
@@ -116,8 +122,10 @@ def _sum_stem(
     state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor], stem: str | None
 ) -> bool:
     name = f"{stem}.weight"
-    theirs = state.get(name)
-    if theirs is None or theirs.ndim != 4 or (theirs.shape[1], own[name].shape[1]) != (3, 1):
+    theirs, ours = state.get(name), own.get(name)
+    if theirs is None or ours is None or theirs.ndim != 4:
+        return False
+    if (theirs.shape[1], ours.shape[1]) != (3, 1):
         return False
     state[name] = theirs.sum(1, keepdim=True)
     return True

@@ -18,10 +18,9 @@ import torch
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.load import derive
 from orchestrator.config.training import PlainEngineConfig, TrainConfig
-from orchestrator.data.cache import cache_root
 from orchestrator.data.types import DataInfo, GlobalBatch, Loader
 from orchestrator.engine.plain import PlainEngine
-from orchestrator.files import read_json, write_json
+from orchestrator.files import cache_root, read_json, write_json
 from orchestrator.host import SingleWorker, Worker
 from orchestrator.networks import build_network
 from orchestrator.seeding import AUTO
@@ -152,6 +151,8 @@ def _measure(
         config.model,  # type: ignore[arg-type]
         outputs=task.outputs(loader.info),
         shape=loader.info.shape,
+        vocabulary=loader.info.vocabulary,
+        per_token=task.per_token,
     )
     train = TrainConfig.model_validate(
         config.train.model_dump() | {"precision": precision, "memory_format": memory_format}
@@ -181,7 +182,7 @@ def _key(config: ExperimentConfig, info: DataInfo, device: torch.device) -> str:
     facts = {
         "model": config.model.model_dump(mode="json", exclude={"weights"}),
         "task": config.task.type,
-        "shape": info.shape,
+        "shape": [*info.shape, *([info.vocabulary] if info.vocabulary else [])],
         "batch": [config.train.batch_size, config.train.micro_batch, config.scale.workers],
         "train": [config.train.precision, config.train.memory_format],
         "chip": chip,

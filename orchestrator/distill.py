@@ -50,6 +50,7 @@ def student_config(
         "temperature": distill.temperature,
         "soft_weight": distill.soft_weight,
         "teacher_sees": distill.teacher_sees,
+        "soft_loss": distill.soft_loss.model_dump(mode="json"),
     }
     if loss is not None:
         task["loss"] = loss.model_dump(mode="json")

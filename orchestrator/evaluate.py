@@ -32,8 +32,7 @@ def evaluate(
     for batch in _in_step(loader, split, worker, batch_size):
         output = step(task, batch)
         if len(batch):
-            label = batch.targets["label"].to(worker.device)
-            metrics.update(output.outputs.float(), label)
+            task.update(metrics, output, batch)
             total += torch.stack([output.loss.double() * len(batch), total.new_tensor(len(batch))])
     loss_sum, samples = worker.sum(total).tolist()
     values = {name: float(value) for name, value in metrics.compute().items()}

@@ -12,6 +12,12 @@ from pathlib import Path
 from typing import Any
 
 
+def cache_root() -> Path:
+    """The folder for downloads and what is computed once: `$ORCH_CACHE`, or `~/.cache/orch`."""
+    named = os.environ.get("ORCH_CACHE")
+    return Path(named).expanduser().absolute() if named else Path.home() / ".cache" / "orch"
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes `path` atomically: a temporary file beside it, fsync, rename, fsync of the folder.
 

@@ -9,29 +9,41 @@ from typing import Any
 from torch import nn
 
 from orchestrator.config.base import build, resolve
-from orchestrator.config.model import ImportedModel, Model
+from orchestrator.config.model import ImportedModel, Model, misfit
 from orchestrator.errors import UserError, WeightsError
-from orchestrator.models.registry import create
+from orchestrator.models.registry import create, create_sequence_model
 from orchestrator.models.weights import WeightsMismatch, load_weights
 
 
 def build_network(
-    section: Model, *, outputs: int, shape: tuple[int, int, int], load: bool = True
+    section: Model,
+    *,
+    outputs: int,
+    shape: tuple[int, ...],
+    vocabulary: int | None = None,
+    per_token: bool = False,
+    load: bool = True,
 ) -> nn.Module:
     """The network of a section, on the current default device.
 
     Args:
         section: the `model:` section.
         outputs: how many outputs the head has.
-        shape: (C, H, W) of one input.
+        shape: (C, H, W) of one image, (T,) of one text, (S, T) of a text and its target text.
+        vocabulary: how many tokens there are; None for images. What builds a network is given it,
+            and `per_token`, only for texts.
+        per_token: whether each token has an answer, or the whole text one.
         load: read `weights` where the section names a file, and freeze what it says.
 
     Raises:
         WeightsError: if the weights file does not fit.
         UserError: if the section's options are impossible for this input.
     """
+    if why := misfit(section, "images" if vocabulary is None else "tokens"):
+        raise UserError(f"model: {why}")
+    text = {} if vocabulary is None else {"vocabulary": vocabulary, "per_token": per_token}
     try:
-        network = build("model", section, outputs=outputs, shape=shape)
+        network = build("model", section, outputs=outputs, shape=shape, **text)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"model {section.type}: {error}") from error
     if not isinstance(network, nn.Module):
@@ -62,27 +74,51 @@ def freeze(network: nn.Module, patterns: tuple[str, ...]) -> None:
             names[name].requires_grad_(False)
 
 
-def build_zoo_model(section: Model, *, outputs: int, shape: tuple[int, int, int]) -> nn.Module:
+def build_zoo_model(
+    section: Model,
+    *,
+    outputs: int,
+    shape: tuple[int, ...],
+    vocabulary: int | None = None,
+    per_token: bool = False,
+) -> nn.Module:
     """Builds one of our own models; options that the file leaves out are the variant's."""
     options = section.model_dump(exclude={"type", "weights", "freeze"}, exclude_none=True)
+    if vocabulary is not None:
+        return create_sequence_model(
+            section.type,
+            num_classes=outputs,
+            vocabulary=vocabulary,
+            length=shape,
+            per_token=per_token,
+            **options,
+        )
     channels, height, width = shape
     return create(
         section.type,
         num_classes=outputs,
         in_channels=channels,
-        image_size=min(height, width),
+        image_size=(height, width),
         **options,
     )
 
 
 def build_imported_model(
-    section: ImportedModel, *, outputs: int, shape: tuple[int, int, int]
+    section: ImportedModel,
+    *,
+    outputs: int,
+    shape: tuple[int, ...],
+    vocabulary: int | None = None,
+    per_token: bool = False,
 ) -> nn.Module:
     """Calls the class that a file names, with the arguments that it gives.
 
-    `$outputs` and `$channels` as values stand for what the data asks for.
+    `$outputs`, and `$channels` of images, `$vocabulary` and `$length` of text, as values stand for
+    what the data asks for.
     """
     known: dict[str, Any] = {"$outputs": outputs, "$channels": shape[0]}
+    if vocabulary is not None:
+        known = {"$outputs": outputs, "$vocabulary": vocabulary, "$length": shape[0]}
     arguments = {
         name: known.get(value, value) if isinstance(value, str) else value
         for name, value in section.args.items()

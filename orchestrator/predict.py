@@ -1,18 +1,22 @@
-"""What a trained model says of a split, from its run folder alone."""
+"""What a trained model says of a split, or of texts, from its run folder alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from orchestrator.config.base import build
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.load import load_config
 from orchestrator.config.training import ClassifyTask
+from orchestrator.data.text.rows import TARGET_TOKENS, TOKENS, rows
+from orchestrator.data.text.tokenizer import BEGIN, END, PAD, UNKNOWN
 from orchestrator.data.types import Batch, Loader
 from orchestrator.engine.shared import autocast, place_inputs, set_memory_format
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, RunFolderError
 from orchestrator.evaluate import predict, samples_of
 from orchestrator.host import Worker
 from orchestrator.run_folder.model_file import load_model, model_digest
@@ -20,6 +24,10 @@ from orchestrator.run_folder.paths import RunPaths
 from orchestrator.run_folder.predictions import Predictions, read_predictions, write_predictions
 from orchestrator.run_folder.records import EventLog
 from orchestrator.tasks.base import StepOutput, Task
+from orchestrator.tasks.sequence_to_sequence import answer
+
+_CHUNK = 64
+"""Texts in one forward pass at most."""
 
 
 def predict_run(*, worker: Worker, root: Path, split: str) -> Predictions:
@@ -45,8 +53,85 @@ def predict_run(*, worker: Worker, root: Path, split: str) -> Predictions:
     return predictions
 
 
+def predict_texts(root: Path, texts: Sequence[str]) -> np.ndarray:
+    """What a run says of texts, on the CPU.
+
+    Returns:
+        float32[N, classes]: probabilities, each row summing to 1.
+
+    Raises:
+        RunFolderError: if the run has no trained model, or not one that labels texts.
+    """
+    network, spec = load_model(root)
+    if spec.tokenizer is None or spec.per_token:
+        raise RunFolderError(f"{root} gives no label to a text; name a run that was trained to")
+    tokens = torch.from_numpy(rows(spec.tokenizer, texts, spec.shape[0]).tokens).long()
+    with torch.no_grad():
+        parts = [network(part).float().softmax(-1) for part in torch.split(tokens, _CHUNK)]
+    return np.asarray(torch.cat(parts))
+
+
+def answer_texts(root: Path, texts: Sequence[str]) -> list[str]:
+    """A run's answers to texts, written greedily, token by token, on the CPU.
+
+    Raises:
+        RunFolderError: if the run has no trained model, or not one that answers with texts.
+    """
+    network, spec = load_model(root)
+    if spec.tokenizer is None or len(spec.shape) != 2:
+        raise RunFolderError(f"{root} does not answer with texts; name a run that was trained to")
+    tokens = torch.from_numpy(rows(spec.tokenizer, texts, spec.shape[0]).tokens).long()
+    with torch.no_grad():
+        parts = [
+            answer(network, {TOKENS: part, TARGET_TOKENS: part[:, :1]}, spec.shape[1])
+            for part in torch.split(tokens, _CHUNK)
+        ]
+    return [spec.tokenizer.decode(row) for part in parts for row in part.tolist()]
+
+
+def continue_text(
+    root: Path, beginning: str, count: int, *, temperature: float = 0.0, seed: int = 0
+) -> str:
+    """Goes on with a text, token by token, on the CPU.
+
+    Args:
+        root: a language model's run.
+        beginning: what the text begins with; it may be empty.
+        count: tokens to write.
+        temperature: 0 takes the likeliest token; above, tokens are drawn from the softmax of the
+            logits divided by it.
+        seed: of the draws.
+
+    Returns:
+        The new tokens' text.
+
+    Raises:
+        RunFolderError: if the run has no trained model, or not a language model.
+    """
+    network, spec = load_model(root)
+    if spec.tokenizer is None or not spec.per_token or len(spec.shape) != 1:
+        raise RunFolderError(f"{root} is no language model; name a run that was trained as one")
+    draws = torch.Generator().manual_seed(seed)
+    numbers = [END, *spec.tokenizer.encode(beginning)]
+    for _ in range(count):
+        with torch.no_grad():
+            logits_V = network(torch.tensor([numbers[-spec.shape[0] :]]))[0, -1].float()
+        logits_V[[PAD, UNKNOWN, BEGIN]] = -torch.inf
+        if temperature:
+            p_V = (logits_V / temperature).softmax(-1)
+            numbers.append(int(torch.multinomial(p_V, 1, generator=draws)))
+        else:
+            numbers.append(int(logits_V.argmax()))
+    return spec.tokenizer.decode(numbers[-count:] if count else [])
+
+
 def _predict(config: ExperimentConfig, root: Path, split: str, worker: Worker) -> Predictions:
     network, spec = load_model(root)
+    if spec.per_token:
+        raise DataError(
+            f"{root} answers with a token for each token, and only answers of one label a sample "
+            "are kept and compared; its metrics on val are in metrics.jsonl"
+        )
     loader = _loader(config, worker)
     if not samples_of(loader.info, split):
         have = ", ".join(name for name, size in loader.info.sizes.items() if size)

@@ -183,6 +183,8 @@ def build_engine(config: ExperimentConfig, *, task: Task, loader: Loader, worker
         config.model,  # type: ignore[arg-type]
         outputs=task.outputs(loader.info),
         shape=loader.info.shape,
+        vocabulary=loader.info.vocabulary,
+        per_token=task.per_token,
     )
     engine: Engine = build(
         "engine",
@@ -453,9 +455,9 @@ def _end(
 
 
 def export(parts: Parts, paths: RunPaths) -> None:
-    """Writes the model as it is, and its predictions on the held-out splits."""
+    """Writes the model as it is, and its predictions where a sample has one answer."""
     config, loader = parts.config, parts.loader
-    for split in HELD_OUT:
+    for split in () if parts.task.per_token else HELD_OUT:
         if samples_of(loader.info, split):
             predictions = predict(
                 parts.engine.evaluate_step,
@@ -476,6 +478,7 @@ def export(parts: Parts, paths: RunPaths) -> None:
             plugins=config.plugins,
             precision=config.train.precision,
             memory_format=config.train.memory_format,
+            per_token=parts.task.per_token,
         )
         save_model(paths, weights, spec)
     parts.worker.barrier()

@@ -126,6 +126,8 @@ def describe_network(config: ExperimentConfig, task: Task, loader: Loader) -> Ne
             config.model,  # type: ignore[arg-type]
             outputs=task.outputs(loader.info),
             shape=loader.info.shape,
+            vocabulary=loader.info.vocabulary,
+            per_token=task.per_token,
             load=False,
         )
     freeze(network, config.model.freeze)  # type: ignore[attr-defined]

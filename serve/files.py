@@ -10,6 +10,8 @@ import torch
 from pydantic import BaseModel
 
 from orchestrator.errors import UserError
+from orchestrator.predict import predict_texts
+from orchestrator.run_folder.model_file import read_spec
 from orchestrator.serve.backend import Pixels
 from orchestrator.serve.errors import RequestError
 from orchestrator.serve.images import decode, to_unit
@@ -50,6 +52,35 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], top: int = 5) -> 
             best = best_labels(row, predictor.card.label_names, top)
             answers.append(FileAnswer(input=name, predictions=best, probabilities=row.tolist()))
     return answers
+
+
+def predict_text_files(root: Path, paths: Sequence[Path], top: int = 5) -> list[FileAnswer]:
+    """Answers for text files.
+
+    Args:
+        root: the run's folder.
+        paths: UTF-8 files, one text each.
+        top: labels in each answer.
+
+    Raises:
+        RunFolderError: if the run gives no label to a text.
+        UserError: for a file that is not UTF-8, naming it.
+    """
+    texts = []
+    for path in paths:
+        try:
+            texts.append(path.read_text(encoding="utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8: {error}") from None
+    rows, names = predict_texts(root, texts), read_spec(root).label_names
+    return [
+        FileAnswer(
+            input=str(path),
+            predictions=best_labels(row, names, top),
+            probabilities=row.tolist(),
+        )
+        for path, row in zip(paths, rows, strict=True)
+    ]
 
 
 def read_pixels(path: Path, shape: tuple[int, int, int]) -> Pixels:

@@ -48,6 +48,9 @@ class SinglePredictor:
         spec: shape, mean, std and label names it was trained with.
         name: what clients call it.
         device: where it computes.
+
+    Raises:
+        RunFolderError: if the network reads text.
     """
 
     def __init__(
@@ -57,7 +60,13 @@ class SinglePredictor:
         name: str,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.card = ModelCard(name, spec.shape, spec.label_names)
+        if spec.tokenizer is not None:
+            raise RunFolderError(
+                f"{name} reads text, but only models of images are served; ask it with "
+                "`orch predict` and .txt files, or in Python with `orchestrator.load_model`"
+            )
+        channels, height, width = spec.shape
+        self.card = ModelCard(name, (channels, height, width), spec.label_names)
         self._device = torch.device(device)
         # Channels-last convolutions are the faster ones, and give the same sums.
         self._network = network.eval().to(self._device)

@@ -25,7 +25,7 @@ ORDER = [
     ["loop", "hooks", "evaluate"],
     ["auto", "recipe", "predict", "stages", "local_host"],
     ["sweep", "ensemble"],
-    ["distill", "table"],
+    ["distill", "table", "analysis"],
     ["pipeline"],
     ["serve"],
     ["launch"],

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
+
+_silu = partial(nn.SiLU, inplace=True)
 
 Norm = Callable[[int], nn.Module]
 """Makes a normalisation layer for a channel count."""
@@ -60,15 +63,29 @@ class SqueezeExcite(nn.Module):
     """Scales each channel by a gate computed from all channels' means (Hu et al., 2018).
 
     NCHW in, NCHW out. The names of its convolutions, `fc1` and `fc2`, are torchvision's.
+
+    Args:
+        channels: of input and output.
+        squeezed: channels between the two convolutions.
+        activation: between the two; the paper's is ReLU, EfficientNet's SiLU.
+        gate: turns the second one's result into factors; MobileNetV3's is the hard sigmoid.
     """
 
-    def __init__(self, channels: int, squeezed: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        squeezed: int,
+        *,
+        activation: Callable[[], nn.Module] = _silu,
+        gate: Callable[[torch.Tensor], torch.Tensor] = torch.sigmoid,
+    ) -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(channels, squeezed, 1)
-        self.activation = nn.SiLU(inplace=True)
+        self.activation = activation()
         self.fc2 = nn.Conv2d(squeezed, channels, 1)
+        self.gate = gate
 
     def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
         """Returns the scaled input."""
         mean_NC11 = spatial_mean(x_NCHW)[:, :, None, None]
-        return x_NCHW * torch.sigmoid(self.fc2(self.activation(self.fc1(mean_NC11))))
+        return x_NCHW * self.gate(self.fc2(self.activation(self.fc1(mean_NC11))))

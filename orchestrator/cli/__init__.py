@@ -28,6 +28,7 @@ COMMANDS = {
     "validate": "Check experiment files and say everything that is wrong.",
     "schema": "Print the JSON Schema of the file, for editors.",
     "list": "List what can stand behind a `type:`.",
+    "show": "Show what a model consists of, stage by stage.",
 }
 """Each command's one-line help, in the order shown. Its code is the function of the command's
 name followed by `_command` in `orchestrator.cli.<name>`, imported when the command is called."""
@@ -38,7 +39,7 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every command, in the order of the table."""
-        return list(COMMANDS)
+        return [*COMMANDS]  # `list` is a module here, once `orch list` has run
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Imports the command's module, or answers None for an unknown name."""
@@ -59,7 +60,7 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the table of commands."""
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([*COMMANDS.items()])
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

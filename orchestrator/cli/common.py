@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -99,6 +101,45 @@ def print_json(document: Any) -> None:
     """Prints one JSON document on stdout; NaN and infinity become null."""
     text = json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False, default=str)
     click.echo(text)
+
+
+def print_table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Collection[int] = (),
+    last: Literal["whole", "fold", "cut"] = "whole",
+) -> None:
+    """Prints plain columns rather than boxes, so that `grep` and `cut` work on them.
+
+    Args:
+        header: what stands above the columns.
+        rows: as many cells each.
+        right: the columns of numbers, which end below each other.
+        last: what becomes of the last column where a terminal is too narrow for it: it may go on
+            in further lines, or end early. Where little of it would be seen it is left out, and
+            the column before it may end early.
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    margin = sum(widths[:-1]) + 2 * len(widths[:-1])
+    # Elsewhere than on a terminal lines may be as long as they are.
+    room = shutil.get_terminal_size().columns - margin if sys.stdout.isatty() else widths[-1]
+    if last == "cut" and room < min(20, widths[-1]) and len(header) > 1:
+        print_table(header[:-1], [row[:-1] for row in rows], right=right, last="cut")
+        return
+    for row in [header, *rows]:
+        text = [row[-1]]
+        if last == "fold":
+            text = textwrap.wrap(row[-1], max(room, 20)) or [""]
+        elif last == "cut" and len(row[-1]) > room:
+            text = [row[-1][: room - 1] + "…"]
+        cells = (
+            cell.rjust(width) if number in right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip([*row[:-1], text[0]], widths, strict=True))
+        )
+        click.echo("  ".join(cells).rstrip())
+        for line in text[1:]:
+            click.echo(" " * margin + line)
 
 
 def _finite(value: Any) -> Any:

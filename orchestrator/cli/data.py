@@ -65,6 +65,7 @@ def info_command(target: str, overrides: tuple[str, ...], as_json: bool) -> int:
                 "sizes": dict(info.sizes),
                 "mean": list(info.mean),
                 "std": list(info.std),
+                "vocabulary": info.vocabulary,
                 "digest": info.digest,
                 "split_digest": info.split_digest,
                 "notes": list(info.notes),
@@ -76,13 +77,20 @@ def info_command(target: str, overrides: tuple[str, ...], as_json: bool) -> int:
 
 
 def _print(info: Any) -> None:
-    channels, height, width = info.shape
     sizes = ", ".join(f"{name} {size:,}" for name, size in info.sizes.items())
-    pairs = zip(info.mean, info.std, strict=True)
-    click.echo(f"images   {channels} channel(s), {height}×{width} pixels")
-    click.echo(f"classes  {info.classes}: {', '.join(info.label_names[:20])}")
+    if info.tokenizer is None:
+        channels, height, width = info.shape
+        click.echo(f"images   {channels} channel(s), {height}×{width} pixels")
+    else:
+        lengths = " and ".join(map(str, info.shape))
+        kind = f"{info.tokenizer.level} tokens, {info.vocabulary:,} known"
+        click.echo(f"texts    {lengths} {kind}; the answer is a {info.answers}")
+    if info.label_names:
+        click.echo(f"classes  {info.classes}: {', '.join(info.label_names[:20])}")
     click.echo(f"samples  {sizes}")
-    click.echo("pixels   " + ", ".join(f"{mean:.4f} ± {std:.4f}" for mean, std in pairs))
+    if info.mean:
+        pairs = zip(info.mean, info.std, strict=True)
+        click.echo("pixels   " + ", ".join(f"{mean:.4f} ± {std:.4f}" for mean, std in pairs))
     click.echo(f"digest   {info.digest[:16]}, split {info.split_digest[:16]}")
     for note in info.notes:
         click.echo(f"note     {note}")

@@ -28,15 +28,18 @@ def predict_command(
     """Say what TARGET sees in INPUTS.
 
     An input is a PNG or JPEG file, or an .npy array [C, H, W] or [B, C, H, W]: uint8 in 0..255
-    or floats in 0..1.
+    or floats in 0..1. For a model of texts, inputs are .txt files.
     """
     with json_stdout(as_json) as emit:
-        from orchestrator.serve.files import predict_files
+        from orchestrator.serve.files import predict_files, predict_text_files
         from orchestrator.serve.predictor import load_predictor
         from orchestrator.serve.targets import find_one
 
         served = find_one(target, runs_dir)
-        answers = predict_files(load_predictor(served.root, served.name), inputs, top)
+        if all(path.suffix == ".txt" for path in inputs):
+            answers = predict_text_files(served.root, inputs, top)
+        else:
+            answers = predict_files(load_predictor(served.root, served.name), inputs, top)
         emit({"model": served.name, "inputs": [answer.model_dump() for answer in answers]})
     if not as_json:
         for answer in answers:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.rules import PER_TOKEN
 from orchestrator.loop import StepInfo
 from orchestrator.recipe import RunResult
 
@@ -22,6 +23,8 @@ class TrainProgress:
 
     def __init__(self, config: ExperimentConfig) -> None:
         self._monitor = config.evaluate.monitor
+        self._labels = config.task.type not in PER_TOKEN
+        self._images = getattr(config.data.source, "gives", "images") == "images"
         self._console = Console(stderr=True)
         self._shown = self._since = time.monotonic()
         self._samples = 0
@@ -89,9 +92,10 @@ class TrainProgress:
             out.print(f"best {self._monitor} {value:.4f} at epoch {epoch:.2f}")
         if result.state == "interrupted":
             out.print("go on with the same command and --resume")
-        else:
+        elif self._labels:
             out.print(f"test it with:  orch evaluate {root} --split test")
-            out.print(f"serve it with: orch serve {root}")
+            if self._images:
+                out.print(f"serve it with: orch serve {root}")
 
 
 def relative(path: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.common import json_option, print_json, runs_dir_option
+from orchestrator.cli.common import json_option, print_json, print_table, runs_dir_option
 
 
 @click.group("runs")
@@ -42,7 +42,7 @@ def list_command(everything: bool, runs_dir: Path, as_json: bool) -> None:
         ]
         for one in found
     ]
-    _print_table(header, rows)
+    print_table(header, rows)
 
 
 @runs_command.command("show")
@@ -84,7 +84,7 @@ def compare_command(names: tuple[str, ...], runs_dir: Path, as_json: bool) -> No
         return
     for title, section in (("config", found.config), ("results", found.metrics)):
         rows = [[key, *map(_text, values)] for key, values in section.items()]
-        _print_table([title, *found.names], rows or [["(the same)", *("" for _ in names)]])
+        print_table([title, *found.names], rows or [["(the same)", *("" for _ in names)]])
         click.echo()
 
 
@@ -121,14 +121,6 @@ def prune_command(
     else:
         what = "would be freed" if dry_run else "freed"
         click.echo(f"{_bytes(total)} {what}" if plan else "nothing to remove")
-
-
-def _print_table(header: list[str], rows: list[list[str]]) -> None:
-    # Plain columns rather than boxes, so that `grep` and `cut` work on them.
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in [header, *rows]:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
 
 
 def _inline(value: Any) -> str:

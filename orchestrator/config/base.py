@@ -54,6 +54,7 @@ KINDS = (
     "model",
     "task",
     "loss",
+    "soft_loss",
     "optimizer",
     "schedule",
     "engine",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,13 @@ _AUGMENT = "orchestrator.data.augment"
 
 
 class Source(Part):
-    """A data set: samples with labels, and an official test split where it has one."""
+    """A data set: samples with labels, and an official test split where it has one.
+
+    Attributes:
+        gives: what its samples are, `images` or `tokens`; a network must take the same.
+    """
+
+    gives: ClassVar[str] = "images"
 
 
 @part("source", "fashion_mnist", build=f"{_SOURCES}.fashion_mnist:load")
@@ -79,6 +85,74 @@ class Synthetic(Source):
     noise: Annotated[float, Field(ge=0)] = 0.5
     """Standard deviation of the noise, in units of the prototypes' own."""
     seed: int = 0
+
+
+Length = Annotated[int, Field(ge=3, le=65_536)]
+
+
+class TokenizerConfig(Config):
+    """How text becomes numbers. The vocabulary is what the train split knows."""
+
+    level: Literal["character", "word"] = "word"
+    """A token is one character, or a run of letters and digits, or one punctuation mark."""
+    lowercase: bool = False
+    min_count: Annotated[int, Field(ge=1)] = 1
+    """Tokens that the train split has less often are unknown."""
+    max_size: Annotated[int, Field(ge=5)] | None = None
+    """Most tokens of the vocabulary, the four special ones included; the rarest are unknown."""
+
+
+class TextSource(Source):
+    """Texts as rows of token numbers."""
+
+    gives: ClassVar[str] = "tokens"
+
+    path: str
+    length: Length = 128
+    """Tokens of a row: `<bos>` and `<eos>` included where a row is one text."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+
+
+@part("source", "text_folder", build=f"{_SOURCES}.text_folder:load")
+class TextFolder(TextSource):
+    """UTF-8 files (*.txt) below `path`, or `path/train` and `path/test`.
+
+    Files in one folder per class are samples of that class. Files that lie in the folder itself
+    are one running text, in the order of their names, for a language model: it is cut into windows
+    of `length` tokens, which go to the splits at random.
+    """
+
+    type: Literal["text_folder"] = "text_folder"
+
+
+@part("source", "csv", build=f"{_SOURCES}.csv:load")
+class Csv(TextSource):
+    """A table of texts with labels, or of texts with target texts, its columns named in line one.
+
+    `path` is a file, or a folder with `train.csv` and perhaps `test.csv`.
+    """
+
+    type: Literal["csv"] = "csv"
+    text: str = "text"
+    """The column of texts."""
+    label: str | None = None
+    """The column of labels, for classification."""
+    target: str | None = None
+    """The column of target texts, for a sequence-to-sequence model."""
+    target_length: Length | None = None
+    """Tokens of a target's row; by default `length`."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+
+    @model_validator(mode="after")
+    def _one_answer(self) -> Self:
+        if (self.label is None) == (self.target is None):
+            raise ValueError(
+                "either `label` or `target` must name a column, but "
+                f"got label={self.label}, target={self.target}"
+            )
+        if self.target is None and self.target_length is not None:
+            raise ValueError("target_length is of use with `target` alone; remove it")
+        return self
 
 
 class SplitConfig(Config):

@@ -6,7 +6,7 @@ loading torch.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,7 +21,15 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Model(Part):
-    """A network. Its class count and input channels come from the data."""
+    """A network. Its class count and input channels come from the data.
+
+    Attributes:
+        takes: what it reads, `images` or `tokens`; empty where that is not known.
+        texts: of tokens: 2 where it reads a text and the beginning of its answer.
+    """
+
+    takes: ClassVar[str] = "images"
+    texts: ClassVar[int] = 1
 
     weights: str | None = None
     """A `.safetensors` or `.pth` file; a head of another class count is replaced."""
@@ -29,9 +37,23 @@ class Model(Part):
     """Patterns of parameter names that do not learn, such as `features.0.*`."""
 
 
+def misfit(model: Part, gives: str) -> str | None:
+    """Why a network can't read what a source gives; None where it can, or that is not known."""
+    takes = getattr(model, "takes", "")
+    if not takes or not gives or takes == gives:
+        return None
+    fitting = {"images": "resnet18 or efficientnet_small", "tokens": "lstm or transformer_encoder"}
+    return (
+        f"{model.type} reads {takes}, but data.source gives {gives}; choose a network for {gives}, "
+        f"such as {fitting.get(gives, 'a plugin’s')}, or another source"
+    )
+
+
 @part("model", "import", build="orchestrator.networks:build_imported_model")
 class ImportedModel(Model):
     """Any `torch.nn.Module` that can be imported."""
+
+    takes: ClassVar[str] = ""
 
     type: Literal["import"] = "import"
     target: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config, OneOf, Part, Seq, part
 from orchestrator.config.duration import Duration
-from orchestrator.config.training import NonNegative, Positive, TeacherSees
+from orchestrator.config.training import KlDivergence, NonNegative, Positive, TeacherSees
 
 _SPACE = "orchestrator.sweep.space"
 _SAMPLERS = "orchestrator.sweep.samplers"
@@ -232,6 +232,7 @@ class DistillConfig(Config):
     temperature: Annotated[float, Field(gt=0)] = 4.0
     soft_weight: Annotated[float, Field(ge=0, le=1)] = 0.9
     teacher_sees: TeacherSees = "augmented"
+    soft_loss: Annotated[Part, OneOf("soft_loss")] = KlDivergence()
     baseline: bool = True
     """Also train the student without a teacher, for the comparison."""
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from orchestrator.config.base import Part
 from orchestrator.config.check import changed
-from orchestrator.config.data import RayLoader
+from orchestrator.config.data import Csv, RayLoader
 from orchestrator.config.duration import Duration
 from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.model import misfit
 from orchestrator.config.pipeline import Choice, IntUniform, LogUniform, Uniform
 from orchestrator.config.problems import Finding
 from orchestrator.config.yaml import KeyPath
@@ -18,8 +19,24 @@ from orchestrator.errors import ConfigError, suggest
 METRICS: Mapping[str, Mapping[str, str]] = {
     "classify": {"accuracy": "max", "top5": "max", "nll": "min", "loss": "min"},
     "distill": {"accuracy": "max", "top5": "max", "nll": "min", "loss": "min"},
+    "language_model": {
+        "nll": "min",
+        "perplexity": "min",
+        "token_accuracy": "max",
+        "loss": "min",
+    },
+    "sequence_to_sequence": {
+        "nll": "min",
+        "perplexity": "min",
+        "token_accuracy": "max",
+        "bleu": "max",
+        "loss": "min",
+    },
 }
 """What each of our tasks reports on an evaluated split, and which way is better."""
+
+PER_TOKEN = ("language_model", "sequence_to_sequence")
+"""Tasks with an answer for each token; the others have one for each sample."""
 
 STREAMED = ("image_folder", "parquet")
 """Sources of our own that Ray Data can stream."""
@@ -50,6 +67,7 @@ def check_rules(config: ExperimentConfig) -> list[Finding]:
         *_monitor(config),
         *_batches(config),
         *_loader(config),
+        *_kinds(config),
         *_lengths(config),
         *_space(config),
         *_student(config),
@@ -114,6 +132,41 @@ def _loader(config: ExperimentConfig) -> Iterator[Finding]:
             f"ray streams {' and '.join(STREAMED)}, but the source is {source!r}; use memory",
             (("data", "source"),),
         )
+
+
+def _kinds(config: ExperimentConfig) -> Iterator[Finding]:
+    """Images and texts, and what is asked of them."""
+    source, task = config.data.source, config.task.type
+    gives = getattr(source, "gives", "")
+    whole: tuple[KeyPath, ...] = (("data", "source", "type"),)
+    if why := misfit(config.model, gives):
+        yield Finding(("model", "type"), why, whole)
+    if gives == "tokens" and config.data.augment:
+        yield Finding(("data", "augment"), "changes images, but the source gives text", whole)
+    fits = _task_of(source)
+    if fits and task in METRICS and task not in fits:
+        message = f"{task} does not fit the answers that data.source gives; use {fits[0]}"
+        yield Finding(("task", "type"), message, whole)
+    elif task in PER_TOKEN and gives == "images":
+        message = f"{task} learns text, but data.source gives images; use classify"
+        yield Finding(("task", "type"), message, whole)
+    for section in ("sweep", "ensemble", "distill"):
+        if getattr(config, section) is None:
+            continue
+        if task in PER_TOKEN:
+            message = f"compares models by one answer a sample, but {task} has one a token"
+            yield Finding((section,), f"{message}; use `orch train` without it", (("task",),))
+        elif section == "distill" and gives == "tokens":
+            yield Finding((section,), "teaches networks for images only; remove it", whole)
+    if task == "distill" and gives == "tokens":
+        yield Finding(("task", "type"), "distill teaches networks for images only", whole)
+
+
+def _task_of(source: Part) -> tuple[str, ...]:
+    """The tasks that fit a table's answers; none where the file does not say."""
+    if not isinstance(source, Csv):
+        return ()
+    return ("sequence_to_sequence",) if source.target is not None else ("classify", "distill")
 
 
 def _lengths(config: ExperimentConfig) -> Iterator[Finding]:

@@ -34,6 +34,24 @@ class Focal(Part):
     gamma: NonNegative = 2.0
 
 
+@part("soft_loss", "kl", build="orchestrator.losses:kl_divergence")
+class KlDivergence(Part):
+    """The divergence from the teacher's softened probabilities (Hinton et al., 2015)."""
+
+    type: Literal["kl"] = "kl"
+
+
+@part("soft_loss", "decoupled", build="orchestrator.losses:decoupled")
+class Decoupled(Part):
+    """The same in two terms with weights of their own (Zhao et al., 2022)."""
+
+    type: Literal["decoupled"] = "decoupled"
+    target: NonNegative = 1.0
+    """α: weight of how sure the teacher is of the label."""
+    rest: NonNegative = 1.0
+    """β: weight of what it says of the other classes."""
+
+
 @part("task", "classify", build="orchestrator.tasks.classify:Classify")
 class ClassifyTask(Part):
     """One label per sample."""
@@ -42,6 +60,28 @@ class ClassifyTask(Part):
     loss: Annotated[Part, OneOf("loss")] = CrossEntropy()
     auxiliary_weight: NonNegative = 0.3
     """Weight of each auxiliary head's loss, in networks that have them."""
+
+
+@part("task", "language_model", build="orchestrator.tasks.language_model:LanguageModel")
+class LanguageModelTask(Part):
+    """The next token at each place of a running text."""
+
+    type: Literal["language_model"] = "language_model"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0
+
+
+@part(
+    "task",
+    "sequence_to_sequence",
+    build="orchestrator.tasks.sequence_to_sequence:SequenceToSequence",
+)
+class SequenceToSequenceTask(Part):
+    """A text that answers a text, learnt with the right answer's beginning as input."""
+
+    type: Literal["sequence_to_sequence"] = "sequence_to_sequence"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0
+    bleu: bool = True
+    """Answer every evaluated text greedily, token by token, and compare by BLEU; takes time."""
 
 
 TeacherSees = Literal["augmented", "plain"]
@@ -60,6 +100,7 @@ class DistillTask(Part):
     soft_weight: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Weight of the teacher's term; the labels' term gets the rest."""
     teacher_sees: TeacherSees = "augmented"
+    soft_loss: Annotated[Part, OneOf("soft_loss")] = KlDivergence()
     loss: Annotated[Part, OneOf("loss")] = CrossEntropy()
     auxiliary_weight: NonNegative = 0.3
 

@@ -11,14 +11,17 @@ from torch import Tensor
 from orchestrator.config.base import Part
 from orchestrator.data.augment import Pipeline
 from orchestrator.data.types import Batch, DataInfo
+from orchestrator.errors import DataError
 from orchestrator.seeding import AUGMENT, derive
 
 
 class BatchMaker:
     """Turns uint8 samples into normalised batches, augmented ones for training.
 
+    Texts are numbers already and stay as they are.
+
     Args:
-        parts: the sections of `data.augment`.
+        parts: the sections of `data.augment`; of text there are none.
         seed: the run's.
         device: where batches go; augmentation is computed there.
     """
@@ -26,7 +29,9 @@ class BatchMaker:
     def __init__(
         self, parts: Sequence[Part], info: DataInfo, seed: int, device: torch.device
     ) -> None:
-        self._pipeline = Pipeline(parts, info)
+        if info.tokenizer is not None and parts:
+            raise DataError("data.augment changes images, but data.source gives text; remove it")
+        self._pipeline = Pipeline(parts, info) if info.tokenizer is None else None
         self._seed, self._device = seed, device
 
     def train(self, samples: Batch, epoch: int, index: int, number: int) -> Batch:
@@ -36,6 +41,8 @@ class BatchMaker:
             samples: what `stored` gives.
         """
         samples = samples.to(self._device)
+        if self._pipeline is None:
+            return samples
         draws = torch.Generator().manual_seed(derive(self._seed, AUGMENT, epoch, index, number))
         images, targets = self._pipeline.apply(channels_first(samples), samples.targets, draws)
         return Batch(samples.ids, {**samples.inputs, "image": images}, targets)
@@ -43,6 +50,8 @@ class BatchMaker:
     def evaluate(self, samples: Batch) -> Batch:
         """Normalises what `stored` gives, and nothing else."""
         samples = samples.to(self._device)
+        if self._pipeline is None:
+            return samples
         images = self._pipeline.normalize(channels_first(samples))
         return Batch(samples.ids, {**samples.inputs, "image": images}, samples.targets)
 
@@ -50,7 +59,7 @@ class BatchMaker:
 def stored(
     ids: np.ndarray, inputs: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray]
 ) -> Batch:
-    """A batch of samples as they are stored: `image` is uint8[B, H, W, C], on the CPU."""
+    """A batch of samples as they are stored, on the CPU: `image` is uint8[B, H, W, C]."""
     return Batch(
         torch.from_numpy(ids),
         {name: torch.from_numpy(array) for name, array in inputs.items()},

@@ -4,7 +4,8 @@
 <cache root>/sources/<type>-<key>/       one decoded source
     manifest.json                        written last; a folder without it does not exist
     train.inputs.image.npy, train.targets.label.npy, test.…
-    stats-<split digest>.json            mean and standard deviation of a train split
+    stats-<split digest>.json            mean and standard deviation of a train split's images
+    vocabulary-<split digest>.json       which tokens a train split knows
 """
 
 from __future__ import annotations
@@ -26,18 +27,13 @@ from typing import Any
 import numpy as np
 
 from orchestrator.config.base import Part, build, find, resolve
+from orchestrator.data.text.tokenizer import Lexicon
 from orchestrator.data.types import Samples, SourceData
 from orchestrator.errors import DataError
-from orchestrator.files import read_json, sync_folder, write_json
+from orchestrator.files import cache_root, read_json, sync_folder, write_json
 
 FORMAT = 1
 _log = logging.getLogger(__name__)
-
-
-def cache_root() -> Path:
-    """The folder for downloads and decoded data: `$ORCH_CACHE`, by default `~/.cache/orch`."""
-    named = os.environ.get("ORCH_CACHE")
-    return Path(named).expanduser().absolute() if named else Path.home() / ".cache" / "orch"
 
 
 @dataclass(frozen=True)
@@ -153,11 +149,13 @@ def _read(folder: Path, verify: bool) -> CachedSource:
         }
         splits = {name.partition(".")[0] for name in arrays}
         train, test = (_samples(arrays, split) for split in ("train", "test"))
+        lexicon = manifest.get("lexicon")
         data = SourceData(
             train,
             test if "test" in splits else None,
             tuple(manifest["label_names"]),
             tuple(manifest["notes"]),
+            lexicon and Lexicon.from_json(lexicon),
         )
         return CachedSource(data, manifest["digest"], folder)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -219,7 +217,9 @@ def _write_arrays(work: Path, data: SourceData) -> None:
             "sha256": _hash(array),
         }
     content = {name: {**entry, "size": None} for name, entry in sorted(entries.items())}
-    manifest = {
+    text = {} if data.lexicon is None else {"lexicon": data.lexicon.to_json()}
+    content |= text  # numbers mean nothing without their tokens
+    manifest = text | {
         "format": FORMAT,
         "digest": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         "label_names": list(data.label_names),
@@ -249,17 +249,23 @@ def check_source(data: SourceData, name: str) -> None:
         DataError: naming the split, the rule and what was found.
     """
     classes = len(data.label_names)
-    if classes < 2:
+    answers_tokens = data.lexicon is not None and not classes
+    if classes < 2 and not answers_tokens:
         raise DataError(f"source {name}: at least two classes are needed, but it has {classes}")
     for split, samples in (("train", data.train), ("test", data.test)):
         if samples is not None:
-            for problem in _problems(samples, classes):
+            for problem in _problems(samples, data):
                 raise DataError(f"source {name}, {split} samples: {problem}")
 
 
-def _problems(samples: Samples, classes: int) -> Iterator[str]:
+def _problems(samples: Samples, data: SourceData) -> Iterator[str]:
     image, label = samples.inputs.get("image"), samples.targets.get("label")
-    if image is None or image.dtype != np.uint8 or image.ndim != 4:
+    classes = len(data.label_names)
+    if data.lexicon is not None:
+        yield from _text_problems(samples, data.lexicon, answers_tokens=not classes)
+        if not classes:
+            return
+    elif image is None or image.dtype != np.uint8 or image.ndim != 4:
         found = None if image is None else f"{image.dtype} of shape {image.shape}"
         yield f"inputs['image'] must be uint8 of shape (N, H, W, C), but it is {found}"
         return
@@ -274,3 +280,21 @@ def _problems(samples: Samples, classes: int) -> Iterator[str]:
         yield "there are none"
     elif label.min() < 0 or label.max() >= classes:
         yield f"labels must lie in 0..{classes - 1}, but reach {label.min()}..{label.max()}"
+
+
+def _text_problems(samples: Samples, lexicon: Lexicon, *, answers_tokens: bool) -> Iterator[str]:
+    arrays = dict(samples.inputs) | (dict(samples.targets) if answers_tokens else {})
+    if "tokens" not in arrays or (answers_tokens and "label" not in arrays):
+        yield "inputs['tokens'] and targets['label'] must be there"
+        return
+    for key, array in arrays.items():
+        if array.dtype != np.int32 or array.ndim != 2:
+            found = f"{array.dtype} of shape {array.shape}"
+            yield f"{key!r} must be int32 of shape (N, T), but it is {found}"
+        elif not array.size:
+            yield "there are none"
+        elif array.min() < 0 or array.max() >= len(lexicon.tokenizer):
+            yield (
+                f"{key!r} must lie in 0..{len(lexicon.tokenizer) - 1}, "
+                f"but reaches {array.min()}..{array.max()}"
+            )

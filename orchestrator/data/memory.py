@@ -13,11 +13,14 @@ import numpy as np
 from orchestrator.config.data import DataConfig
 from orchestrator.config.data import MemoryLoader as MemoryLoaderConfig
 from orchestrator.data.batches import BatchMaker, stored
-from orchestrator.data.cache import CachedSource, cache_root, open_source, remember
+from orchestrator.data.cache import CachedSource, open_source, remember
 from orchestrator.data.plan import EpochPlan, micro_batch_count, micro_batches, share
 from orchestrator.data.split import digest, split
+from orchestrator.data.text.rows import LABEL, TARGET_TOKENS, TOKENS
+from orchestrator.data.text.tokenizer import Lexicon
 from orchestrator.data.types import SPLITS, Batch, DataInfo, GlobalBatch, Samples
 from orchestrator.errors import DataError, UnknownNameError
+from orchestrator.files import cache_root
 from orchestrator.host import Worker
 
 _MEMOISED = 4
@@ -33,12 +36,14 @@ class InMemoryData:
         train: the source's training samples: `train`, `val` and `select` pick from them.
         test: the source's official test samples.
         ids: int64, sorted: the samples of each split, as rows of `train` or of `test`.
+        numbers: of text, int64: what each number of the source's lexicon is in the vocabulary.
     """
 
     info: DataInfo
     train: Samples
     test: Samples | None
     ids: Mapping[str, np.ndarray]
+    numbers: np.ndarray | None = None
 
     def split(self, name: str) -> tuple[Samples, np.ndarray]:
         """The samples that a split picks from, and its ids.
@@ -91,30 +96,65 @@ def describe(config: DataConfig) -> DataInfo:
 def _load(config: DataConfig) -> InMemoryData:
     cached = open_source(config.source)
     source = cached.data
-    ids = split(source.train.targets["label"], config.split)
+    label = source.train.targets["label"]
+    # Where each token has an answer there are no classes to keep in proportion.
+    classes = label if label.ndim == 1 else np.zeros(len(label), np.int64)
+    ids = split(classes, config.split)
+    held = {name: ids[name] for name in ("train", "val", "select")}
+    split_digest = digest(label, held)
     if source.test is not None:
         ids["test"] = np.arange(len(source.test), dtype=np.int64)
-    return InMemoryData(_info(cached, ids), source.train, source.test, ids)
+    about = {
+        "label_names": source.label_names,
+        "sizes": {name: len(rows) for name, rows in ids.items()},
+        "digest": cached.digest,
+        "split_digest": split_digest,
+        "notes": source.notes,
+    }
+    numbers = None
+    if source.lexicon is None:
+        info = _image_info(cached, ids["train"], about)
+    else:
+        info, numbers = _text_info(cached, source.lexicon, ids["train"], about)
+    return InMemoryData(info, source.train, source.test, ids, numbers)
 
 
-def _info(cached: CachedSource, ids: Mapping[str, np.ndarray]) -> DataInfo:
-    source = cached.data
-    images = source.train.inputs["image"]
-    held = {name: ids[name] for name in ("train", "val", "select")}
-    split_digest = digest(source.train.targets["label"], held)
-    path = cached.folder / f"stats-{split_digest[:20]}.json"
-    mean, std = remember(path, lambda: statistics(images, ids["train"]))
+def _image_info(cached: CachedSource, train: np.ndarray, about: dict[str, Any]) -> DataInfo:
+    images = cached.data.train.inputs["image"]
+    path = cached.folder / f"stats-{about['split_digest'][:20]}.json"
+    mean, std = remember(path, lambda: statistics(images, train))
     _, height, width, channels = images.shape
-    return DataInfo(
-        shape=(channels, height, width),
-        label_names=source.label_names,
-        mean=tuple(mean),
-        std=tuple(std),
-        sizes={name: len(rows) for name, rows in ids.items()},
-        digest=cached.digest,
-        split_digest=split_digest,
-        notes=source.notes,
-    )
+    return DataInfo(shape=(channels, height, width), mean=tuple(mean), std=tuple(std), **about)
+
+
+def _text_info(
+    cached: CachedSource, lexicon: Lexicon, train: np.ndarray, about: dict[str, Any]
+) -> tuple[DataInfo, np.ndarray]:
+    """What a text looks like, and the vocabulary numbers of its lexicon."""
+    samples = cached.data.train
+    path = cached.folder / f"vocabulary-{about['split_digest'][:20]}.json"
+    chosen = remember(path, lambda: lexicon.choose(count_tokens(samples, lexicon, train)))
+    tokenizer, numbers = lexicon.restrict(chosen)
+    shape = tuple(array.shape[1] for array in samples.inputs.values())
+    return DataInfo(shape=shape, mean=(), std=(), tokenizer=tokenizer, **about), numbers
+
+
+def count_tokens(samples: Samples, lexicon: Lexicon, ids: np.ndarray) -> np.ndarray:
+    """How often each token of a lexicon occurs in the texts, and target texts, of the rows `ids`.
+
+    Returns:
+        int64[len(lexicon.tokenizer)].
+    """
+    size = len(lexicon.tokenizer)
+    arrays = [samples.inputs[TOKENS]]
+    if TARGET_TOKENS in samples.inputs:
+        arrays.append(samples.targets[LABEL])
+    counts = np.zeros(size, np.int64)
+    for array in arrays:
+        for start in range(0, len(ids), 1024):
+            part = array[ids[start : start + 1024]]
+            counts += np.bincount(part.ravel(), minlength=size)
+    return counts
 
 
 def statistics(images: np.ndarray, ids: np.ndarray) -> tuple[list[float], list[float]]:
@@ -245,10 +285,16 @@ class MemoryLoader:
     ) -> Batch:
         batch = stored(
             rows,
-            {name: array[rows] for name, array in inputs.items()},
-            {name: array[rows] for name, array in targets.items()},
+            {name: self._taken(array, rows) for name, array in inputs.items()},
+            {name: self._taken(array, rows) for name, array in targets.items()},
         )
         return _pinned(batch) if self._pinned else batch
+
+    def _taken(self, array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Some rows; the numbers of a text's lexicon, which are int32, as the vocabulary's."""
+        taken: np.ndarray = array[rows]
+        numbers = self._data.numbers
+        return taken if numbers is None or taken.dtype != np.int32 else numbers[taken]
 
 
 def _pinned(batch: Batch) -> Batch:

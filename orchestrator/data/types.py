@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orchestrator.data.text.tokenizer import Lexicon, Tokenizer
+
 SPLITS = ("train", "val", "select", "test")
 
 
@@ -20,7 +22,8 @@ class Batch:
     Attributes:
         ids: int64[B], each sample's place in its source.
         inputs: arguments of the model's `forward`, by name.
-        targets: what the task compares with, by name; `label` is int64[B] or float[B, classes].
+        targets: what the task compares with, by name; `label` is int64[B] or float[B, classes],
+            or, where each token has an answer, int64[B, T] with `PAD` for none.
     """
 
     ids: Tensor
@@ -68,8 +71,11 @@ class Samples:
     """One split in memory: arrays whose first axis is the sample.
 
     Attributes:
-        inputs: `image` is uint8[N, H, W, C].
-        targets: `label` is int64[N].
+        inputs: `image` is uint8[N, H, W, C]. Of text, `tokens` is int32[N, T], and so is
+            `target_tokens`, what a decoder is given, where a text answers a text.
+        targets: `label` is int64[N], or int32[N, T], the next token at each place.
+
+    Arrays of int32 hold the numbers of the source's lexicon.
     """
 
     inputs: Mapping[str, np.ndarray]
@@ -81,13 +87,17 @@ class Samples:
 
 @dataclass(frozen=True)
 class SourceData:
-    """What a source gives: its training samples, its official test split, its label names."""
+    """What a source gives: its training samples, its official test split, its label names.
+
+    Texts come with a lexicon, and without label names where tokens are the answers.
+    """
 
     train: Samples
     test: Samples | None
     label_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
     """What a user should know, such as files that were skipped."""
+    lexicon: Lexicon | None = None
 
 
 @dataclass(frozen=True)
@@ -95,14 +105,16 @@ class DataInfo:
     """What a data set looks like, once it is split.
 
     Attributes:
-        shape: (C, H, W) of one image.
-        mean, std: per channel, of the train split, in units of pixels scaled to 0..1.
+        shape: (C, H, W) of one image, (T,) of one text, (S, T) of a text and its target text.
+        label_names: none where the answers are tokens.
+        mean, std: per channel, of the train split, in units of pixels scaled to 0..1; of text none.
         sizes: samples in each split; `test` is absent where the source has none.
         digest: sha256 of the source's samples.
         split_digest: sha256 of which sample went where; ensembles compare it.
+        tokenizer: of text: what the train split knows.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     label_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -110,11 +122,24 @@ class DataInfo:
     digest: str
     split_digest: str
     notes: tuple[str, ...] = field(default=())
+    tokenizer: Tokenizer | None = None
 
     @property
     def classes(self) -> int:
         """How many classes there are."""
         return len(self.label_names)
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens there are; None for images."""
+        return None if self.tokenizer is None else len(self.tokenizer)
+
+    @property
+    def answers(self) -> str:
+        """What a sample's answer is: a `label`, each `next token`, or a `text`."""
+        if self.label_names:
+            return "label"
+        return "next token" if len(self.shape) == 1 else "text"
 
 
 class Loader(Protocol):

@@ -18,13 +18,14 @@ import torch
 
 from orchestrator.config.data import DataConfig, RayLoader
 from orchestrator.data.batches import BatchMaker, stored
-from orchestrator.data.cache import cache_root, remember, source_key
+from orchestrator.data.cache import remember, source_key
 from orchestrator.data.plan import EpochPlan, micro_batch_count, micro_batches, share
 from orchestrator.data.shuffle import permutation
 from orchestrator.data.split import digest, split
 from orchestrator.data.stored import StoredSplit, open_stored
 from orchestrator.data.types import Batch, DataInfo, GlobalBatch
 from orchestrator.errors import DataError, suggest
+from orchestrator.files import cache_root
 from orchestrator.host import Worker
 from orchestrator.launch.cluster import start_or_attach
 from orchestrator.launch.ray_reader import Reader, Row

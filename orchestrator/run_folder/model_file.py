@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from orchestrator.config.base import find
 from orchestrator.config.plugins import load_plugins
+from orchestrator.data.text.tokenizer import Tokenizer
 from orchestrator.data.types import DataInfo
 from orchestrator.errors import RunFolderError, WeightsError
 from orchestrator.files import write_bytes, write_json
@@ -30,15 +31,17 @@ class ModelSpec:
     Attributes:
         model: the resolved `model:` section.
         outputs: size of the head.
-        shape: (C, H, W) of one input.
-        mean, std: per channel, applied to pixels scaled to 0..1.
+        shape: (C, H, W) of one image, (T,) of one text, (S, T) of a text and its target text.
+        mean, std: per channel, applied to pixels scaled to 0..1; of text none.
         split_digest: which samples the model must not be judged on.
         precision, memory_format: what training resolved `auto` to.
+        tokenizer: of text: how it becomes numbers.
+        per_token: whether each token has an answer, or the whole text one.
     """
 
     model: dict[str, Any]
     outputs: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     label_names: tuple[str, ...]
@@ -47,6 +50,8 @@ class ModelSpec:
     plugins: tuple[str, ...] = ()
     precision: str = "fp32"
     memory_format: str = "contiguous"
+    tokenizer: Tokenizer | None = None
+    per_token: bool = False
 
     @classmethod
     def of(cls, model: dict[str, Any], outputs: int, info: DataInfo, **rest: Any) -> ModelSpec:
@@ -60,29 +65,35 @@ class ModelSpec:
             info.label_names,
             info.digest,
             info.split_digest,
+            tokenizer=info.tokenizer,
             **rest,
         )
 
     def to_json(self) -> dict[str, Any]:
         """The content of `model.json`."""
-        channels, height, width = self.shape
         return {
             "format": FORMAT,
             "model": self.model,
             "outputs": self.outputs,
             "input": {"shape": list(self.shape)},
-            "preprocess": {
-                "mean": list(self.mean),
-                "std": list(self.std),
-                "size": [height, width],
-                "channels": channels,
-            },
+            "preprocess": self._preprocess(),
             "label_names": list(self.label_names),
             "data_digest": self.data_digest,
             "split_digest": self.split_digest,
             "plugins": list(self.plugins),
             "precision": self.precision,
             "memory_format": self.memory_format,
+        }
+
+    def _preprocess(self) -> dict[str, Any]:
+        if self.tokenizer is not None:
+            return {"tokenizer": self.tokenizer.to_json(), "per_token": self.per_token}
+        channels, height, width = self.shape
+        return {
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "size": [height, width],
+            "channels": channels,
         }
 
     @classmethod
@@ -94,12 +105,20 @@ class ModelSpec:
         """
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']} is not {FORMAT}")
-        plain = {field.name for field in dataclasses.fields(cls)} - {"shape", "mean", "std"}
+        preprocessing = {"mean", "std", "tokenizer", "per_token"}
+        plain = {field.name for field in dataclasses.fields(cls)} - {"shape"} - preprocessing
         values = {name: content[name] for name in plain}
         for name in ("label_names", "plugins"):
             values[name] = tuple(values[name])
-        channels, height, width = content["input"]["shape"]
         preprocess = content["preprocess"]
+        shape = tuple(content["input"]["shape"])
+        if "tokenizer" in preprocess:
+            tokenizer = Tokenizer.from_json(preprocess["tokenizer"])
+            per_token = bool(preprocess["per_token"])
+            return cls(
+                shape=shape, mean=(), std=(), tokenizer=tokenizer, per_token=per_token, **values
+            )
+        channels, height, width = shape
         return cls(
             shape=(channels, height, width),
             mean=tuple(preprocess["mean"]),
@@ -143,7 +162,14 @@ def load_model(root: Path) -> tuple[nn.Module, ModelSpec]:
     spec = read_spec(root)
     load_plugins(spec.plugins)
     section = find("model", spec.model["type"]).config.model_validate(spec.model)
-    network = build_network(section, outputs=spec.outputs, shape=spec.shape, load=False)  # type: ignore[arg-type]
+    network = build_network(
+        section,  # type: ignore[arg-type]
+        outputs=spec.outputs,
+        shape=spec.shape,
+        vocabulary=None if spec.tokenizer is None else len(spec.tokenizer),
+        per_token=spec.per_token,
+        load=False,
+    )
     path = RunPaths(root).model
     try:
         network.load_state_dict(load_file(path))

@@ -33,7 +33,7 @@ def python(code, **environment):
         (["--help"], [*HEAVY, "pydantic", "yaml"]),
         (["--version"], [*HEAVY, "pydantic", "yaml"]),
         (["validate", "sweeps/efficientnet.yaml", "sweeps/imagenet.yaml"], HEAVY),
-        (["list", "models"], HEAVY),
+        (["list", "optimizers"], HEAVY),
         (["schema"], HEAVY),
         *([[name, "--help"], HEAVY] for name in cli.COMMANDS),
     ],

@@ -38,8 +38,8 @@ def test_good_and_bad_files(bad, capsys):
     shown = capsys.readouterr()
     assert "ok" in shown.out
     assert shown.err.splitlines() == [
-        f"{bad}:2: model.type: unknown model 'resnet19'; did you mean 'resnet18' or 'resnet152' "
-        "or 'resnet101'?",
+        f"{bad}:2: model.type: unknown model 'resnet19'; did you mean 'resnet9' or 'resnet18' "
+        "or 'resnet152'?",
         f"{bad}:4: bogus_key: unknown key; choose one of: {KEYS}",
         f"{bad}: 2 problems",
     ]

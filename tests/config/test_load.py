@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator.config.base import entries
 from orchestrator.config.load import config_from_mapping, derive, dump_yaml, load_config
+from orchestrator.config.rules import PER_TOKEN
 from orchestrator.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -218,6 +219,10 @@ def test_every_part_survives_a_round_trip(write, kind):
     for entry in entries(kind):
         part = {"type": entry.name, **needed.get(entry.name, {})}
         whole = {"name": "x", "data": {"source": {"type": "digits"}}, "model": {"type": "resnet18"}}
+        if entry.name in PER_TOKEN:
+            source = {"type": "text_folder", "path": "texts"}
+            monitor = {"monitor": "val/nll", "mode": "min"}
+            whole |= {"data": {"source": source}, "model": {"type": "gru"}, "evaluate": monitor}
         config = config_from_mapping({**whole, kind: part})
         assert load_config(write(dump_yaml(config))) == config
 

@@ -15,9 +15,10 @@ import pytest
 
 from orchestrator.config.base import Part, part
 from orchestrator.config.data import ImageFolder, Synthetic
-from orchestrator.data.cache import cache_root, check_source, open_source, remember, source_key
+from orchestrator.data.cache import check_source, open_source, remember, source_key
 from orchestrator.data.types import Samples, SourceData
 from orchestrator.errors import DataError
+from orchestrator.files import cache_root
 
 SMALL = Synthetic(samples=40, test_samples=10, size=6)
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from orchestrator.config import training
 from orchestrator.data.types import Batch, DataInfo
-from orchestrator.losses import build_loss, soft_cross_entropy
+from orchestrator.losses import build_loss, build_soft_loss, soft_cross_entropy
 from orchestrator.tasks.classify import Classify
 from orchestrator.tasks.distill import TEACHER, Distill
 
@@ -58,11 +58,50 @@ def test_distillation_does_not_care_about_the_teachers_offset():
     assert float(one) == pytest.approx(float(two), rel=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_decoupled_distillation_is_its_parts(temperature):
+    teacher = torch.randn(8, 5)
+    p, q = ((x / temperature).softmax(-1) for x in (LOGITS, teacher))
+    targets, rests, whole = [], [], []
+    for b, t in enumerate(LABEL.tolist()):
+        others = [k for k in range(5) if k != t]
+        p_pair, q_pair = (torch.stack([x[b, t], x[b, others].sum()]) for x in (p, q))
+        p_rest, q_rest = (x[b, others] / x[b, others].sum() for x in (p, q))
+        targets.append((q_pair * (q_pair / p_pair).log()).sum())
+        rests.append((q_rest * (q_rest / p_rest).log()).sum())
+        # Equation 6 of the paper: the plain divergence, in these parts.
+        whole.append(targets[-1] + (1 - q[b, t]) * rests[-1])
+    square = temperature**2
+    assert float(soft_cross_entropy(LOGITS, teacher, temperature)) == pytest.approx(
+        float(sum(whole)) / 8 * square, rel=1e-5
+    )
+    for alpha, beta in ((1.0, 1.0), (0.5, 8.0), (0.0, 1.0)):
+        loss = build_soft_loss(training.Decoupled(target=alpha, rest=beta))
+        expected = (alpha * sum(targets) + beta * sum(rests)) / 8 * square
+        one_hot = F.one_hot(LABEL, 5).float()
+        for label in (LABEL, one_hot):
+            found = loss(LOGITS, teacher, label, temperature)
+            assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_two_classes_leave_nothing_to_decouple():
+    loss = build_soft_loss(training.Decoupled(target=1.0, rest=5.0))
+    logits, teacher = torch.randn(8, 2), torch.randn(8, 2)
+    found = loss(logits, teacher, LABEL % 2, 2.0)
+    expected = soft_cross_entropy(logits, teacher, 2.0)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_distill_mixes_by_soft_weight():
     teacher = torch.randn(8, 5)
     task = Distill(training.DistillTask(teacher="t", temperature=2.0, soft_weight=0.7))
     found = task.loss(LOGITS, batch(**{TEACHER: teacher})).loss
     expected = 0.3 * F.cross_entropy(LOGITS, LABEL) + 0.7 * soft_cross_entropy(LOGITS, teacher, 2.0)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    part = training.Decoupled(rest=3.0)
+    task = Distill(training.DistillTask(teacher="t", soft_weight=1.0, soft_loss=part))
+    found = task.loss(LOGITS, batch(**{TEACHER: teacher})).loss
+    expected = build_soft_loss(part)(LOGITS, teacher, LABEL, 4.0)
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 class Case:
     """A model small enough to run: four images of `size` pixels in well under a second.
 
+    Of a model that reads texts, `size` is their length in tokens.
+
     Attributes:
         slim: options that make it small.
         open: options under which every parameter of a fresh model gets a gradient.

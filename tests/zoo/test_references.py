@@ -91,13 +91,13 @@ def test_numbers_are_the_references(name, training, torchvision, timm):
     theirs(x)
     renamed = {ours.key_map(key): value for key, value in theirs.state_dict().items()}
     ours.load_state_dict({key: value for key, value in renamed.items() if key is not None})
-    expected = _first(theirs.train(training)(x))
-    assert expected.std(dim=0).mean() > 1e-2
-    torch.testing.assert_close(_first(ours(x)), expected, rtol=1e-8, atol=1e-8)
+    expected = _tuple(theirs.train(training)(x))
+    assert expected[0].std(dim=0).mean() > 1e-4  # where nothing normalises, signals shrink
+    torch.testing.assert_close(_tuple(ours(x)), expected, rtol=1e-8, atol=1e-8)
 
 
-def _first(outputs):
-    return outputs if torch.is_tensor(outputs) else outputs[0]
+def _tuple(outputs):
+    return (outputs,) if torch.is_tensor(outputs) else tuple(outputs)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])

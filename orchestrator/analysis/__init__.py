@@ -1,0 +1,1 @@
+"""Looking into models: what they consist of and what they cost."""

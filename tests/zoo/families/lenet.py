@@ -1,0 +1,4 @@
+from tests.zoo.cases import Case
+
+CASES = [Case("lenet5", {})]
+NUMBERS = []
