@@ -9,8 +9,11 @@ NAME ?= demo-$(shell date +%Y%m%d-%H%M%S)
 demo: $(VENV)/.ready
 	@.ci/demo $(BIN) $(NAME)
 
+# Tests that start Ray, servers or several processes want the machine for themselves.
+ALONE := tests/lab tests/on_ray tests/serve tests/tracking tests/cluster tests/contracts
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest -m "not slow" $(ALONE)
 
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow
