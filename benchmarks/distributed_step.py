@@ -28,7 +28,7 @@ from orchestrator.data.types import GlobalBatch
 from orchestrator.engine.shared import set_memory_format
 from orchestrator.host import Resources, Worker
 
-WORKERS, WARMUP = 2, 3
+WORKERS, WARMUP = 2, 2
 
 
 def ours(*, worker: Worker, name: str, precision: str, steps: int) -> float:
@@ -106,7 +106,7 @@ def main() -> None:
 
     host, results = RayHost(), {}
     try:
-        for name, steps in (("efficientnet_small", 30), ("resnet18", 8)):
+        for name, steps in (("efficientnet_small", 20), ("resnet18", 3)):
             for precision in ("bf16", "fp32"):
                 about = {"name": name, "precision": precision, "steps": steps}
 

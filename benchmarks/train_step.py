@@ -127,7 +127,7 @@ def main() -> None:
     results = {}
     for name in arguments.networks:
         for precision in ("bf16", "fp32"):
-            steps = 10 if name == "resnet18" else 40
+            steps = 3 if name == "resnet18" else 40
             loader, model = FixedLoader(steps), network(name)
             sides = {
                 "ours": ours(copy.deepcopy(model), loader, precision),

@@ -94,10 +94,14 @@ def test_the_file_and_its_parts(readers_folder, monkeypatch):
     config = load_config("mine.yaml")
     network = build_network(config.model, outputs=10, shape=(1, 8, 8))
     assert network(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-    (folder / "imported.yaml").write_text(
-        "name: mine\ndata: {source: {type: digits}}\n" + block("yaml", "model: {type: import")
-    )
-    assert load_config("imported.yaml").model.type == "import"
+    for kind in ("import", "resnet50"):
+        text = block("yaml", f"model: {{type: {kind}")
+        (folder / "other.yaml").write_text(
+            f"name: mine\ndata: {{source: {{type: digits}}}}\n{text}"
+        )
+        assert load_config("other.yaml").model.type == kind
+    (folder / "text.yaml").write_text("name: mine\n" + block("yaml", "data: {source: {type: text"))
+    assert load_config("text.yaml").task.type == "language_model"
     track = re.search(r"`(track: .*?)`", README)[1]
     load_config("FILE", [f"track={yaml.safe_dump(yaml.safe_load(track)['track'])}"])
 
