@@ -29,6 +29,7 @@ from orchestrator.engine.shared import set_memory_format
 from orchestrator.host import Resources, Worker
 
 WORKERS, WARMUP = 2, 2
+STEPS = {"efficientnet_small": 20, "resnet18": 3}
 
 
 def ours(*, worker: Worker, name: str, precision: str, steps: int) -> float:
@@ -96,6 +97,7 @@ def torchrun(name: str, precision: str, steps: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--by-hand", nargs=3, metavar=("NAME", "PRECISION", "STEPS"))
+    parser.add_argument("--networks", nargs="+", choices=list(STEPS), default=list(STEPS))
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.by_hand:
@@ -106,9 +108,9 @@ def main() -> None:
 
     host, results = RayHost(), {}
     try:
-        for name, steps in (("efficientnet_small", 20), ("resnet18", 3)):
+        for name in arguments.networks:
             for precision in ("bf16", "fp32"):
-                about = {"name": name, "precision": precision, "steps": steps}
+                about = {"name": name, "precision": precision, "steps": STEPS[name]}
 
                 def on_ray(about=about) -> float:
                     return host.submit(ours, about, Resources(WORKERS, 1, 0)).result()
