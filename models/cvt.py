@@ -131,6 +131,8 @@ class Block(nn.Module):
 class Group(nn.Module):
     """Blocks on maps of one size: `patch_embed`, perhaps `cls_token`, and `blocks`."""
 
+    undecayed = ("cls_token",)
+
     def __init__(self, embed: ConvEmbed, blocks: Sequence[Block], token: int, rate: float) -> None:
         """`token`: channels of the class token; 0 for none."""
         super().__init__()

@@ -38,6 +38,7 @@ class DistilledVisionTransformer(VisionTransformer):
     and the distillation token's; in evaluation, their mean.
     """
 
+    undecayed = (*VisionTransformer.undecayed, "dist_token")
     extra_tokens = 2
 
     def _build_readout(self, channels: int) -> None:

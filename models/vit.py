@@ -138,6 +138,8 @@ class VisionTransformer(ZooModel):
 
     head_name = "head"
     stem_name = "patch_embed.proj"
+    undecayed: ClassVar[tuple[str, ...]] = ("pos_embed", "cls_token")
+    """Own parameters that weight decay leaves alone."""
     extra_tokens: ClassVar[int] = 1
     """Tokens that are no patch, and come before them."""
 

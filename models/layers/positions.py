@@ -139,6 +139,8 @@ class RelativeBias(nn.Module):
         ValueError: if there are too few buckets, or a distance below them.
     """
 
+    undecayed = ("weight",)
+
     def __init__(
         self, heads: int, *, buckets: int = 32, max_distance: int = 128, causal: bool = False
     ) -> None:

@@ -31,6 +31,8 @@ class WindowAttention(nn.Module):
 
     relative_position_index: torch.Tensor
 
+    undecayed = ("relative_position_bias_table",)
+
     def __init__(
         self,
         channels: int,

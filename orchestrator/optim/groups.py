@@ -19,9 +19,10 @@ NORMS = (
 def parameter_groups(model: nn.Module, config: OptimizerPart) -> list[dict[str, Any]]:
     """Splits the trainable parameters into those that decay and those that do not.
 
-    Normalisation layers and biases are left out of weight decay unless the file asks for it:
-    shrinking them changes no function that the next layer could not undo, and hurts
-    (Goyal et al., 2017, section 5.3).
+    Normalisation layers, biases and other vectors are left out of weight decay unless the file
+    asks for it: shrinking them changes no function that the next layer could not undo, and hurts
+    (Goyal et al., 2017, section 5.3). So are the parameters that a module names in `undecayed`,
+    such as a vision transformer's positions and class token.
 
     Returns:
         Groups for a `torch.optim.Optimizer`, each with `params`, `weight_decay` and `lr_scale`
@@ -31,7 +32,8 @@ def parameter_groups(model: nn.Module, config: OptimizerPart) -> list[dict[str, 
     if not config.decay_norm_and_bias:
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                if isinstance(module, NORMS) or name == "bias":
+                named = name in getattr(module, "undecayed", ())
+                if isinstance(module, NORMS) or parameter.ndim < 2 or named:
                     exempt.add(id(parameter))
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []

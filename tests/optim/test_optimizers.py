@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from orchestrator import models
 from orchestrator.config import training
 from orchestrator.config.base import entries
 from orchestrator.optim.groups import parameter_groups
@@ -56,6 +57,31 @@ def test_norms_and_biases_do_not_decay_unless_asked():
         model, training.AdamW(weight_decay=0.1, decay_norm_and_bias=True)
     )
     assert len(everything["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16", "deit_tiny_distilled_patch16"])
+def test_positions_and_tokens_do_not_decay_as_in_timm(name, timm):
+    options = {"num_classes": 5, "image_size": 32, "patch": 16, "depth": 1}
+    with torch.device("meta"):
+        model = models.create(name, **options)
+        theirs = timm.create_model(models.published(name).reference.removeprefix("timm:"))
+    _, plain = parameter_groups(model, training.AdamW(weight_decay=0.1))
+    exempt = {id(parameter) for parameter in plain["params"]}
+    names = {key for key, parameter in model.named_parameters() if id(parameter) in exempt}
+    own = dict(model.named_parameters())
+    vectors = {key for key, parameter in own.items() if parameter.ndim < 2}
+    # timm's list has tokens that this variant may lack.
+    assert names == theirs.no_weight_decay() & set(own) | vectors
+    assert names > vectors
+
+
+def test_relative_positions_do_not_decay():
+    with torch.device("meta"):
+        model = models.create("swin_tiny", num_classes=5, image_size=32)
+    decayed, _ = parameter_groups(model, training.AdamW(weight_decay=0.1))
+    kept = {id(parameter) for parameter in decayed["params"]}
+    tables = [p for key, p in model.named_parameters() if "relative_position_bias_table" in key]
+    assert tables and not kept & set(map(id, tables))
 
 
 def test_frozen_parameters_are_left_out():
