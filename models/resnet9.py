@@ -6,11 +6,6 @@ spends less: a quarter of the channels, and a stride where the original convolve
 then. At 28 pixels that is 11.4 million multiplications an image and 0.41M parameters; twice the
 `width`, four times as many.
 
-On one core of an AMD EPYC (bf16, channels last, batch 256) a pass forth and back takes 2,200 images
-of 28 pixels a second, beside 1,370 of `efficientnet_small` and 70 of `resnet18`, measured in turns.
-Two epochs of Fashion-MNIST with crop and flip (AdamW, one cycle up to 0.01) end at 89.9 % of the
-test images (one run).
-
 Axes: N batch, C channels, H height, W width.
 """
 
