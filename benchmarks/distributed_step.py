@@ -23,7 +23,9 @@ from torch.nn import functional as F
 from benchmarks.common import alternate, machine
 from benchmarks.train_step import BATCH, FixedLoader, network
 from orchestrator.config.base import build
-from orchestrator.config.training import AdamW, ClassifyTask, DeepSpeedEngineConfig, TrainConfig
+from orchestrator.config.engines import DeepSpeedEngineConfig
+from orchestrator.config.optimizers import AdamW
+from orchestrator.config.training import ClassifyTask, TrainConfig
 from orchestrator.data.types import GlobalBatch
 from orchestrator.engine.shared import set_memory_format
 from orchestrator.host import Resources, Worker

@@ -18,7 +18,9 @@ from torch.nn import functional as F
 
 from benchmarks.common import alternate, machine
 from orchestrator.config.base import build
-from orchestrator.config.training import AdamW, ClassifyTask, PlainEngineConfig, TrainConfig
+from orchestrator.config.engines import PlainEngineConfig
+from orchestrator.config.optimizers import AdamW
+from orchestrator.config.training import ClassifyTask, TrainConfig
 from orchestrator.data.types import Batch, DataInfo, GlobalBatch
 from orchestrator.engine.plain import PlainEngine
 from orchestrator.engine.shared import set_memory_format

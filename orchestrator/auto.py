@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
+from orchestrator.config.engines import PlainEngineConfig
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.load import derive
-from orchestrator.config.training import PlainEngineConfig, TrainConfig
+from orchestrator.config.training import TrainConfig
 from orchestrator.data.types import DataInfo, GlobalBatch, Loader
 from orchestrator.engine.plain import PlainEngine
 from orchestrator.files import cache_root, read_json, write_json

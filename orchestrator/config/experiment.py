@@ -8,14 +8,14 @@ from pydantic import Field
 
 from orchestrator.config.base import Config, OneOf, Part, Seq
 from orchestrator.config.data import DataConfig
+from orchestrator.config.engines import PlainEngineConfig
+from orchestrator.config.optimizers import AdamW
 from orchestrator.config.pipeline import DistillConfig, EnsembleConfig, ServeConfig, SweepConfig
+from orchestrator.config.schedules import Constant
 from orchestrator.config.training import (
-    AdamW,
     CheckpointConfig,
     ClassifyTask,
-    Constant,
     EvaluateConfig,
-    PlainEngineConfig,
     ScaleConfig,
     TrackConfig,
     TrainConfig,

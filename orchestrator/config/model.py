@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from orchestrator.config.base import Part, Seq, part
-from orchestrator.config.training import Positive
+from orchestrator.config.numbers import Positive
 
 BUILD = "orchestrator.networks:build_zoo_model"
 """What builds every model of the zoo."""

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config, OneOf, Part, Seq, part
 from orchestrator.config.duration import Duration
-from orchestrator.config.training import KlDivergence, NonNegative, Positive, TeacherSees
+from orchestrator.config.numbers import NonNegative, Positive
+from orchestrator.config.training import KlDivergence, TeacherSees
 
 _SPACE = "orchestrator.sweep.space"
 _SAMPLERS = "orchestrator.sweep.samplers"

@@ -1,4 +1,4 @@
-"""Sections that say how one run trains: task, loss, optimizer, schedule, engine, scale, …"""
+"""Sections that say how one run trains: task, loss, scale, lengths, …"""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config, OneOf, Part, Seq, part
 from orchestrator.config.duration import Duration
+from orchestrator.config.numbers import NonNegative, Positive
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
 MetricName = Annotated[str, Field(pattern=r"^[a-z_]+/[A-Za-z0-9_@.-]+$")]
 
 
@@ -105,193 +103,7 @@ class DistillTask(Part):
     auxiliary_weight: NonNegative = 0.3
 
 
-# --- optimizer -----------------------------------------------------------------------------
-
-_OPTIMIZERS = "orchestrator.optim.optimizers"
-
-
-class OptimizerPart(Part):
-    """What every optimizer has."""
-
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    weight_decay: NonNegative = 0.0
-    decay_norm_and_bias: bool = False
-    """Apply weight decay to normalisation layers and biases too."""
-
-
-@part("optimizer", "sgd", build=f"{_OPTIMIZERS}:sgd")
-class Sgd(OptimizerPart):
-    """Stochastic gradient descent with momentum."""
-
-    type: Literal["sgd"] = "sgd"
-    lr: Annotated[float, Field(gt=0)] = 0.1
-    momentum: Beta = 0.9
-    nesterov: bool = False
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Sgd:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov needs momentum > 0, but got momentum=0")
-        return self
-
-
-class AdamLike(OptimizerPart):
-    """What Adam and its kin have."""
-
-    betas: Seq[Beta] = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-
-    @model_validator(mode="after")
-    def _two_betas(self) -> AdamLike:
-        if len(self.betas) != 2:
-            raise ValueError(f"betas are two numbers, such as [0.9, 0.999], got {self.betas}")
-        return self
-
-
-@part("optimizer", "adam", build=f"{_OPTIMIZERS}:adam")
-class Adam(AdamLike):
-    """Adam (Kingma and Ba, 2015); weight decay is added to the gradient."""
-
-    type: Literal["adam"] = "adam"
-
-
-@part("optimizer", "adamw", build=f"{_OPTIMIZERS}:adamw")
-class AdamW(AdamLike):
-    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
-
-    type: Literal["adamw"] = "adamw"
-    weight_decay: NonNegative = 0.01
-
-
-@part("optimizer", "radam", build=f"{_OPTIMIZERS}:radam")
-class RAdam(AdamLike):
-    """Rectified Adam (Liu et al., 2020)."""
-
-    type: Literal["radam"] = "radam"
-
-
-@part("optimizer", "nadam", build=f"{_OPTIMIZERS}:nadam")
-class NAdam(AdamLike):
-    """Adam with Nesterov momentum (Dozat, 2016)."""
-
-    type: Literal["nadam"] = "nadam"
-    lr: Annotated[float, Field(gt=0)] = 2e-3
-
-
-@part("optimizer", "rmsprop", build=f"{_OPTIMIZERS}:rmsprop")
-class RMSprop(OptimizerPart):
-    """RMSprop (Tieleman and Hinton, 2012)."""
-
-    type: Literal["rmsprop"] = "rmsprop"
-    lr: Annotated[float, Field(gt=0)] = 1e-2
-    alpha: Beta = 0.99
-    momentum: Beta = 0
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-
-
-@part("optimizer", "adagrad", build=f"{_OPTIMIZERS}:adagrad")
-class Adagrad(OptimizerPart):
-    """Adagrad (Duchi et al., 2011)."""
-
-    type: Literal["adagrad"] = "adagrad"
-    lr: Annotated[float, Field(gt=0)] = 1e-2
-    eps: Annotated[float, Field(gt=0)] = 1e-10
-
-
-# --- schedule ------------------------------------------------------------------------------
-
-_SCHEDULES = "orchestrator.optim.schedules"
-NO_WARMUP = Duration(0, "steps")
-
-
-class SchedulePart(Part):
-    """What every schedule has."""
-
-    warmup: Duration = NO_WARMUP
-    """Linear rise of the learning rate from zero before the schedule proper."""
-
-
-@part("schedule", "constant", build=f"{_SCHEDULES}:constant")
-class Constant(SchedulePart):
-    """The same learning rate throughout."""
-
-    type: Literal["constant"] = "constant"
-
-
-@part("schedule", "cosine", build=f"{_SCHEDULES}:cosine")
-class Cosine(SchedulePart):
-    """Half a cosine from the optimizer's rate to `final` times it (Loshchilov, Hutter, 2017)."""
-
-    type: Literal["cosine"] = "cosine"
-    final: Annotated[float, Field(ge=0, le=1)] = 0
-
-
-@part("schedule", "one_cycle", build=f"{_SCHEDULES}:one_cycle")
-class OneCycle(SchedulePart):
-    """Cosine up to the optimizer's rate during `warmup`, cosine down after (Smith, 2018)."""
-
-    type: Literal["one_cycle"] = "one_cycle"
-    warmup: Duration = Duration(30, "%")
-    start: Annotated[float, Field(gt=0, le=1)] = 0.04
-    """First rate, as a share of the highest."""
-    final: Annotated[float, Field(ge=0, le=1)] = 4e-6
-    """Last rate, as a share of the highest."""
-
-
-@part("schedule", "polynomial", build=f"{_SCHEDULES}:polynomial")
-class Polynomial(SchedulePart):
-    """Falls as (1 − t)^power to `final` times the optimizer's rate; power 1 is linear."""
-
-    type: Literal["polynomial"] = "polynomial"
-    power: Annotated[float, Field(gt=0)] = 1
-    final: Annotated[float, Field(ge=0, le=1)] = 0
-
-
-@part("schedule", "exponential", build=f"{_SCHEDULES}:exponential")
-class Exponential(SchedulePart):
-    """Multiplies the rate by `gamma` once an epoch, smoothly."""
-
-    type: Literal["exponential"] = "exponential"
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.95
-
-
-@part("schedule", "step", build=f"{_SCHEDULES}:step")
-class StepSchedule(SchedulePart):
-    """Multiplies the rate by `gamma` after each `every`."""
-
-    type: Literal["step"] = "step"
-    every: Duration = Duration(30, "epochs")
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
-
-
-@part("schedule", "multistep", build=f"{_SCHEDULES}:multistep")
-class MultiStep(SchedulePart):
-    """Multiplies the rate by `gamma` at each milestone."""
-
-    type: Literal["multistep"] = "multistep"
-    milestones: Seq[Duration]
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
-
-
-# --- engine --------------------------------------------------------------------------------
-
-
-@part("engine", "plain", build="orchestrator.engine.plain:PlainEngine")
-class PlainEngineConfig(Part):
-    """PyTorch itself; several workers synchronise gradients as DistributedDataParallel does."""
-
-    type: Literal["plain"] = "plain"
-
-
-@part("engine", "deepspeed", build="orchestrator.engine.deepspeed:DeepSpeedEngine")
-class DeepSpeedEngineConfig(Part):
-    """DeepSpeed with ZeRO (Rajbhandari et al., 2020)."""
-
-    type: Literal["deepspeed"] = "deepspeed"
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
-    """0 replicates; 1 shards optimizer state, 2 gradients too, 3 parameters too."""
-    persist_below: Annotated[int, Field(ge=0)] = 100_000
-    """Stage 3 keeps parameters with fewer elements than this whole on every worker."""
+# --- scale, lengths, tracking --------------------------------------------------------------
 
 
 class ScaleConfig(Config):

@@ -15,7 +15,7 @@ class Engine(Protocol):
     """Owns the model, the optimizer and their precision; applies whole optimizer steps.
 
     Parity: N ranks with one micro-batch each give the same step as one rank that accumulates N,
-    losses weighted by sample count.
+    losses weighted by the number of samples, or of whatever `Task.weight` counts.
     """
 
     model: nn.Module
@@ -28,8 +28,9 @@ class Engine(Protocol):
             lr: the learning rate of this step; groups with a rate of their own scale with it.
 
         Returns:
-            The loss over the global batch's samples that this rank saw, detached and not read
-            (reading it would wait for the device), and the metrics of the last micro-batch.
+            This rank's part of the global batch's loss, such that the mean over ranks is the
+            whole, detached and not read (reading it would wait for the device); and the metrics
+            of the last micro-batch.
         """
         ...
 

@@ -7,12 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from orchestrator.config.training import (
-    Adagrad,
-    DeepSpeedEngineConfig,
-    OptimizerPart,
-    TrainConfig,
-)
+from orchestrator.config.engines import DeepSpeedEngineConfig
+from orchestrator.config.optimizers import Adagrad, OptimizerPart
+from orchestrator.config.training import TrainConfig
 from orchestrator.data.types import Batch, GlobalBatch
 from orchestrator.engine.deepspeed_layout import (
     bare_state,
@@ -28,6 +25,7 @@ from orchestrator.engine.shared import (
     autocast,
     average_batch_statistics,
     empty_loss,
+    micro_batch_weights,
     place_inputs,
     seed_micro_batch,
     set_learning_rate,
@@ -97,23 +95,22 @@ class DeepSpeedEngine:
     def train_step(self, task: Task, batch: GlobalBatch, lr: float) -> StepOutput:
         """See `Engine.train_step`."""
         set_learning_rate(self._optimizer, lr)
-        seen = sum(map(len, batch.micro_batches))
         total = torch.zeros((), device=self._worker.device)
         output: StepOutput | None = None
         alone = self._worker.world_size == 1
+        weights = micro_batch_weights(task, batch, self._worker)
         share = [
-            (number, micro)
-            for number, micro in zip(batch.numbers, batch.micro_batches, strict=True)
+            (number, micro, weight)
+            for number, micro, weight in zip(
+                batch.numbers, batch.micro_batches, weights, strict=True
+            )
             if len(micro) or not alone
         ]
-        for place, (number, micro) in enumerate(share):
+        for place, (number, micro, weight) in enumerate(share):
             seed_micro_batch(self._seed, batch, number)
             self._engine.set_gradient_accumulation_boundary(place == len(share) - 1)
-            # DeepSpeed averages over ranks, so weights that add up to the number of ranks give
-            # the mean over the global batch's samples.
-            weight = len(micro) / batch.samples * self._worker.world_size
             output = self._accumulate(task, micro, weight)
-            total += output.loss.detach() * (len(micro) / max(seen, 1))
+            total += output.loss.detach() * weight
         self._engine.step()
         assert output is not None
         return StepOutput(total, output.outputs, output.metrics)
@@ -158,7 +155,7 @@ class DeepSpeedEngine:
         self._engine.destroy()
         self._membership.leave()
 
-    def _accumulate(self, task: Task, micro: Batch, weight: float) -> StepOutput:
+    def _accumulate(self, task: Task, micro: Batch, weight: float | Tensor) -> StepOutput:
         """Forward and backward of one micro-batch."""
         set_training(self.model, True)
         if not len(micro):

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from orchestrator.config.training import DeepSpeedEngineConfig, TrainConfig
+from orchestrator.config.engines import DeepSpeedEngineConfig
+from orchestrator.config.training import TrainConfig
 from orchestrator.engine.shared import DTYPES
 from orchestrator.errors import ResourceError
 

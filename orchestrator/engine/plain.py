@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from orchestrator.config.training import OptimizerPart, PlainEngineConfig, TrainConfig
+from orchestrator.config.engines import PlainEngineConfig
+from orchestrator.config.optimizers import OptimizerPart
+from orchestrator.config.training import TrainConfig
 from orchestrator.data.types import Batch, GlobalBatch
 from orchestrator.engine.shared import (
     autocast,
     average_batch_statistics,
     empty_loss,
+    micro_batch_weights,
     place_inputs,
     seed_micro_batch,
     set_learning_rate,
@@ -67,22 +70,19 @@ class PlainEngine:
     def train_step(self, task: Task, batch: GlobalBatch, lr: float) -> StepOutput:
         """See `Engine.train_step`."""
         set_learning_rate(self._optimizer, lr)
-        seen = sum(map(len, batch.micro_batches))
         total = torch.zeros((), device=self._worker.device)
         output: StepOutput | None = None
         last = len(batch.micro_batches) - 1
-        for place, (number, micro) in enumerate(
-            zip(batch.numbers, batch.micro_batches, strict=True)
+        weights = micro_batch_weights(task, batch, self._worker)
+        for place, (number, micro, weight) in enumerate(
+            zip(batch.numbers, batch.micro_batches, weights, strict=True)
         ):
             if not len(micro) and self._parallel is self.model:
                 continue
             seed_micro_batch(self._seed, batch, number)
-            # DDP averages over ranks, so weights that add up to the number of ranks give the
-            # mean over the global batch's samples.
-            weight = len(micro) / batch.samples * self._worker.world_size
             with nullcontext() if place == last else self._no_sync():
                 output = self._accumulate(task, micro, weight)
-            total += output.loss.detach() * (len(micro) / max(seen, 1))
+            total += output.loss.detach() * weight
         self._apply()
         assert output is not None
         return StepOutput(total, output.outputs, output.metrics)
@@ -126,7 +126,7 @@ class PlainEngine:
         self._optimizer.zero_grad(set_to_none=True)
         self._parallel = self.model
 
-    def _accumulate(self, task: Task, micro: Batch, weight: float) -> StepOutput:
+    def _accumulate(self, task: Task, micro: Batch, weight: float | Tensor) -> StepOutput:
         """Forward and backward of one micro-batch."""
         set_training(self._parallel, len(micro) > 0)
         micro = place_inputs(micro, self._worker.device, self._channels_last)

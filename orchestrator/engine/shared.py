@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from orchestrator.data.types import Batch, GlobalBatch
 from orchestrator.host import Worker
 from orchestrator.seeding import DROPOUT, derive
-from orchestrator.tasks.base import Outputs, StepOutput
+from orchestrator.tasks.base import Outputs, StepOutput, Task
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,6 +44,20 @@ def set_memory_format(model: nn.Module, layout: torch.memory_format) -> nn.Modul
 def seed_micro_batch(seed: int, batch: GlobalBatch, number: int) -> None:
     """Seeds dropout and the like by the micro-batch's place, whoever computes it."""
     torch.manual_seed(derive(seed, DROPOUT, batch.epoch, batch.index, number))
+
+
+def micro_batch_weights(task: Task, batch: GlobalBatch, worker: Worker) -> Sequence[float | Tensor]:
+    """What the loss of each of this rank's micro-batches counts in the step.
+
+    Ranks average their gradients, so weights that add up to the number of ranks give the mean
+    over the global batch's answers. Called by every rank; nothing waits for the device.
+    """
+    counts = [task.weight(micro) for micro in batch.micro_batches]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return [len(micro) / batch.samples * worker.world_size for micro in batch.micro_batches]
+    total = worker.sum(torch.stack(known).sum()).clamp(min=1)
+    return [count * worker.world_size / total for count in known]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

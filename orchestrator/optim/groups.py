@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from orchestrator.config.training import OptimizerPart
+from orchestrator.config.optimizers import OptimizerPart
 
 NORMS = (
     nn.modules.batchnorm._NormBase,

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from orchestrator.config import training
+from orchestrator.config import optimizers
 from orchestrator.config.base import build
 from orchestrator.optim.groups import parameter_groups
 
 Groups = list[dict[str, Any]]
 
 
-def build_optimizer(config: training.OptimizerPart, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(config: optimizers.OptimizerPart, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer that a file asks for, over a model's trainable parameters.
 
     Raises:
@@ -27,45 +27,45 @@ def build_optimizer(config: training.OptimizerPart, model: nn.Module) -> torch.o
     return optimizer
 
 
-def sgd(config: training.Sgd, *, groups: Groups) -> torch.optim.Optimizer:
+def sgd(config: optimizers.Sgd, *, groups: Groups) -> torch.optim.Optimizer:
     """Builds SGD with momentum."""
     return torch.optim.SGD(
         groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True
     )
 
 
-def adam(config: training.Adam, *, groups: Groups) -> torch.optim.Optimizer:
+def adam(config: optimizers.Adam, *, groups: Groups) -> torch.optim.Optimizer:
     """Builds Adam."""
     return torch.optim.Adam(groups, **_adam_options(config), fused=True)
 
 
-def adamw(config: training.AdamW, *, groups: Groups) -> torch.optim.Optimizer:
+def adamw(config: optimizers.AdamW, *, groups: Groups) -> torch.optim.Optimizer:
     """Builds AdamW."""
     return torch.optim.AdamW(groups, **_adam_options(config), fused=True)
 
 
-def radam(config: training.RAdam, *, groups: Groups) -> torch.optim.Optimizer:
+def radam(config: optimizers.RAdam, *, groups: Groups) -> torch.optim.Optimizer:
     """Builds RAdam."""
     return torch.optim.RAdam(groups, **_adam_options(config))
 
 
-def nadam(config: training.NAdam, *, groups: Groups) -> torch.optim.Optimizer:
+def nadam(config: optimizers.NAdam, *, groups: Groups) -> torch.optim.Optimizer:
     """Builds NAdam."""
     return torch.optim.NAdam(groups, **_adam_options(config))
 
 
-def rmsprop(config: training.RMSprop, *, groups: Groups) -> torch.optim.Optimizer:
+def rmsprop(config: optimizers.RMSprop, *, groups: Groups) -> torch.optim.Optimizer:
     """Builds RMSprop."""
     return torch.optim.RMSprop(
         groups, lr=config.lr, alpha=config.alpha, momentum=config.momentum, eps=config.eps
     )
 
 
-def adagrad(config: training.Adagrad, *, groups: Groups) -> torch.optim.Optimizer:
+def adagrad(config: optimizers.Adagrad, *, groups: Groups) -> torch.optim.Optimizer:
     """Builds Adagrad."""
     return torch.optim.Adagrad(groups, lr=config.lr, eps=config.eps)
 
 
-def _adam_options(config: training.AdamLike) -> dict[str, Any]:
+def _adam_options(config: optimizers.AdamLike) -> dict[str, Any]:
     first, second = config.betas
     return {"lr": config.lr, "betas": (first, second), "eps": config.eps}

@@ -10,14 +10,14 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 
-from orchestrator.config import training
+from orchestrator.config import schedules
 from orchestrator.config.base import build
 
 Schedule = Callable[[int], float]
 
 
 def build_schedule(
-    config: training.SchedulePart, *, steps_per_epoch: int, total_steps: int
+    config: schedules.SchedulePart, *, steps_per_epoch: int, total_steps: int
 ) -> Schedule:
     """The schedule that a file asks for, warm-up included.
 
@@ -27,7 +27,7 @@ def build_schedule(
     warmup = min(config.warmup.steps(steps_per_epoch, total_steps), total_steps)
     lengths = {"steps_per_epoch": steps_per_epoch, "total_steps": total_steps, "warmup": warmup}
     schedule: Schedule = build("schedule", config, **lengths)
-    if isinstance(config, training.OneCycle) or not warmup:
+    if isinstance(config, schedules.OneCycle) or not warmup:
         return schedule
 
     def warmed_up(step: int) -> float:
@@ -38,14 +38,14 @@ def build_schedule(
 
 
 def constant(
-    config: training.Constant, *, steps_per_epoch: int, total_steps: int, warmup: int
+    config: schedules.Constant, *, steps_per_epoch: int, total_steps: int, warmup: int
 ) -> Schedule:
     """Builds the schedule that never changes."""
     return lambda step: 1.0
 
 
 def cosine(
-    config: training.Cosine, *, steps_per_epoch: int, total_steps: int, warmup: int
+    config: schedules.Cosine, *, steps_per_epoch: int, total_steps: int, warmup: int
 ) -> Schedule:
     """Builds half a cosine over what follows the warm-up (SGDR, equation 5)."""
 
@@ -57,7 +57,7 @@ def cosine(
 
 
 def one_cycle(
-    config: training.OneCycle, *, steps_per_epoch: int, total_steps: int, warmup: int
+    config: schedules.OneCycle, *, steps_per_epoch: int, total_steps: int, warmup: int
 ) -> Schedule:
     """Builds the two cosines of `torch.optim.lr_scheduler.OneCycleLR`."""
     peak = max(warmup - 1, 0)
@@ -71,7 +71,7 @@ def one_cycle(
 
 
 def polynomial(
-    config: training.Polynomial, *, steps_per_epoch: int, total_steps: int, warmup: int
+    config: schedules.Polynomial, *, steps_per_epoch: int, total_steps: int, warmup: int
 ) -> Schedule:
     """Builds the polynomial fall over what follows the warm-up."""
 
@@ -83,14 +83,14 @@ def polynomial(
 
 
 def exponential(
-    config: training.Exponential, *, steps_per_epoch: int, total_steps: int, warmup: int
+    config: schedules.Exponential, *, steps_per_epoch: int, total_steps: int, warmup: int
 ) -> Schedule:
     """Builds the exponential fall."""
     return lambda step: float(config.gamma ** (step / steps_per_epoch))
 
 
 def step(
-    config: training.StepSchedule, *, steps_per_epoch: int, total_steps: int, warmup: int
+    config: schedules.StepSchedule, *, steps_per_epoch: int, total_steps: int, warmup: int
 ) -> Schedule:
     """Builds the staircase."""
     every = max(config.every.steps(steps_per_epoch, total_steps), 1)
@@ -98,7 +98,7 @@ def step(
 
 
 def multistep(
-    config: training.MultiStep, *, steps_per_epoch: int, total_steps: int, warmup: int
+    config: schedules.MultiStep, *, steps_per_epoch: int, total_steps: int, warmup: int
 ) -> Schedule:
     """Builds the staircase with its own milestones."""
     milestones = sorted(m.steps(steps_per_epoch, total_steps) for m in config.milestones)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.config.base import Part, build
-from orchestrator.config.training import AdamW, ClassifyTask, OptimizerPart, Sgd, TrainConfig
+from orchestrator.config.optimizers import AdamW, OptimizerPart, Sgd
+from orchestrator.config.training import ClassifyTask, TrainConfig
 from orchestrator.data.plan import micro_batches, share
 from orchestrator.data.types import Batch, GlobalBatch
 from orchestrator.engine.base import Engine

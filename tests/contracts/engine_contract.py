@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from orchestrator.config.base import Part
-from orchestrator.config.training import PlainEngineConfig
+from orchestrator.config.engines import PlainEngineConfig
 from orchestrator.host import GroupWorker, SingleWorker, Worker
 from tests.contracts.engine_cases import CASES, CLIP, LR, Lab, Net, Setting
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.config.training import DeepSpeedEngineConfig, PlainEngineConfig
+from orchestrator.config.engines import DeepSpeedEngineConfig, PlainEngineConfig
 from tests.contracts.engine_contract import EngineContract, Subject, pytest_parameters
 
 pytest_generate_tests = pytest_parameters

@@ -12,16 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from orchestrator.config.training import (
-    Adagrad,
-    ClassifyTask,
-    DeepSpeedEngineConfig,
-    NAdam,
-    RAdam,
-    RMSprop,
-    Sgd,
-    TrainConfig,
-)
+from orchestrator.config.engines import DeepSpeedEngineConfig
+from orchestrator.config.optimizers import Adagrad, NAdam, RAdam, RMSprop, Sgd
+from orchestrator.config.training import ClassifyTask, TrainConfig
 from orchestrator.data.types import Batch, GlobalBatch
 from orchestrator.engine.deepspeed import DeepSpeedEngine
 from orchestrator.engine.deepspeed_layout import bare_state, store_channels_last

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from orchestrator import models
-from orchestrator.config import training
+from orchestrator.config import optimizers
 from orchestrator.config.base import entries
 from orchestrator.optim.groups import parameter_groups
 from orchestrator.optim.optimizers import build_optimizer
@@ -35,7 +35,7 @@ def test_adamw_is_torchs_default_implementation():
     # Without the normalisation: a bias before one has no gradient but rounding noise, which
     # Adam would blow up.
     ours, theirs = (nn.Sequential(*list(network())[2:], nn.Tanh()) for _ in range(2))
-    one = build_optimizer(training.AdamW(lr=1e-2, decay_norm_and_bias=True), ours)
+    one = build_optimizer(optimizers.AdamW(lr=1e-2, decay_norm_and_bias=True), ours)
     two = torch.optim.AdamW(theirs.parameters(), lr=1e-2, weight_decay=0.01)
     x, y = torch.randn(16, 4, 4, 4), torch.arange(16) % 3
     for _ in range(5):
@@ -49,12 +49,12 @@ def test_adamw_is_torchs_default_implementation():
 
 def test_norms_and_biases_do_not_decay_unless_asked():
     model = network()
-    decayed, plain = parameter_groups(model, training.AdamW(weight_decay=0.1))
+    decayed, plain = parameter_groups(model, optimizers.AdamW(weight_decay=0.1))
     assert {p.ndim for p in decayed["params"]} == {2, 4}
     assert {p.ndim for p in plain["params"]} == {1}
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     (everything,) = parameter_groups(
-        model, training.AdamW(weight_decay=0.1, decay_norm_and_bias=True)
+        model, optimizers.AdamW(weight_decay=0.1, decay_norm_and_bias=True)
     )
     assert len(everything["params"]) == len(list(model.parameters()))
 
@@ -65,7 +65,7 @@ def test_positions_and_tokens_do_not_decay_as_in_timm(name, timm):
     with torch.device("meta"):
         model = models.create(name, **options)
         theirs = timm.create_model(models.published(name).reference.removeprefix("timm:"))
-    _, plain = parameter_groups(model, training.AdamW(weight_decay=0.1))
+    _, plain = parameter_groups(model, optimizers.AdamW(weight_decay=0.1))
     exempt = {id(parameter) for parameter in plain["params"]}
     names = {key for key, parameter in model.named_parameters() if id(parameter) in exempt}
     own = dict(model.named_parameters())
@@ -78,7 +78,7 @@ def test_positions_and_tokens_do_not_decay_as_in_timm(name, timm):
 def test_relative_positions_do_not_decay():
     with torch.device("meta"):
         model = models.create("swin_tiny", num_classes=5, image_size=32)
-    decayed, _ = parameter_groups(model, training.AdamW(weight_decay=0.1))
+    decayed, _ = parameter_groups(model, optimizers.AdamW(weight_decay=0.1))
     kept = {id(parameter) for parameter in decayed["params"]}
     tables = [p for key, p in model.named_parameters() if "relative_position_bias_table" in key]
     assert tables and not kept & set(map(id, tables))
@@ -88,7 +88,7 @@ def test_frozen_parameters_are_left_out():
     model = network()
     for parameter in model[0].parameters():
         parameter.requires_grad_(False)
-    groups = parameter_groups(model, training.Sgd())
+    groups = parameter_groups(model, optimizers.Sgd())
     kept = {id(p) for group in groups for p in group["params"]}
     assert not kept & {id(p) for p in model[0].parameters()}
 
@@ -96,4 +96,4 @@ def test_frozen_parameters_are_left_out():
 def test_a_model_that_is_all_frozen_is_refused():
     model = network().requires_grad_(False)
     with pytest.raises(ValueError, match="no trainable parameter"):
-        build_optimizer(training.AdamW(), model)
+        build_optimizer(optimizers.AdamW(), model)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from orchestrator.config import training
+from orchestrator.config import schedules
 from orchestrator.config.base import entries
 from orchestrator.config.duration import Duration
 from orchestrator.optim.schedules import build_schedule
@@ -31,7 +31,7 @@ def reference(make, lr=1.0, total=TOTAL):
 
 
 def test_one_cycle_is_torchs():
-    config = training.OneCycle(warmup=Duration(25, "%"), start=0.1, final=1e-3)
+    config = schedules.OneCycle(warmup=Duration(25, "%"), start=0.1, final=1e-3)
     expected = reference(
         lambda o: torch.optim.lr_scheduler.OneCycleLR(
             o,
@@ -50,11 +50,11 @@ def test_cosine_is_torchs():
     expected = reference(
         lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=TOTAL, eta_min=0.1)
     )
-    assert factors(training.Cosine(final=0.1)) == pytest.approx(expected, rel=1e-6)
+    assert factors(schedules.Cosine(final=0.1)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_multistep_is_torchs():
-    config = training.MultiStep(milestones=[Duration(1, "epochs"), Duration(75, "%")], gamma=0.3)
+    config = schedules.MultiStep(milestones=[Duration(1, "epochs"), Duration(75, "%")], gamma=0.3)
     expected = reference(
         lambda o: torch.optim.lr_scheduler.MultiStepLR(o, milestones=[50, 150], gamma=0.3)
     )
@@ -62,7 +62,7 @@ def test_multistep_is_torchs():
 
 
 def test_step_is_torchs():
-    config = training.StepSchedule(every=Duration(30, "steps"), gamma=0.5)
+    config = schedules.StepSchedule(every=Duration(30, "steps"), gamma=0.5)
     expected = reference(lambda o: torch.optim.lr_scheduler.StepLR(o, step_size=30, gamma=0.5))
     assert factors(config) == pytest.approx(expected, rel=1e-9)
 
@@ -71,23 +71,23 @@ def test_polynomial_is_torchs():
     expected = reference(
         lambda o: torch.optim.lr_scheduler.PolynomialLR(o, total_iters=TOTAL, power=2.0)
     )
-    assert factors(training.Polynomial(power=2.0)) == pytest.approx(expected, abs=1e-9)
+    assert factors(schedules.Polynomial(power=2.0)) == pytest.approx(expected, abs=1e-9)
 
 
 def test_exponential_multiplies_once_an_epoch():
-    found = factors(training.Exponential(gamma=0.9))
+    found = factors(schedules.Exponential(gamma=0.9))
     assert found[PER_EPOCH] == pytest.approx(0.9)
     assert found[3 * PER_EPOCH] == pytest.approx(0.9**3)
 
 
 def test_warmup_rises_linearly_and_starts_above_zero():
-    found = factors(training.Constant(warmup=Duration(10, "steps")))
+    found = factors(schedules.Constant(warmup=Duration(10, "steps")))
     assert found[:10] == pytest.approx([(n + 1) / 10 for n in range(10)])
     assert found[10:] == [1.0] * (TOTAL - 10)
 
 
 def test_cosine_after_warmup_spans_the_rest():
-    found = factors(training.Cosine(warmup=Duration(20, "steps")))
+    found = factors(schedules.Cosine(warmup=Duration(20, "steps")))
     assert found[20] == pytest.approx(1.0)
     middle = 20 + (TOTAL - 20) // 2
     assert found[middle] == pytest.approx((1 + math.cos(math.pi / 2)) / 2, abs=1e-2)

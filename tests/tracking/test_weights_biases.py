@@ -18,7 +18,7 @@ KEY = "local" + "0" * 40
 PRELUDE = """
 import json, sys, time
 from pathlib import Path
-from orchestrator.config.training import WandbConfig
+from orchestrator.config.training import (WandbConfig)
 from orchestrator.run_folder.paths import RunPaths
 from orchestrator.tracking.base import artifact_of
 from orchestrator.tracking.weights_biases import WandbTracker

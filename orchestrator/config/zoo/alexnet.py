@@ -6,7 +6,7 @@ from typing import Literal
 
 from orchestrator.config.base import part
 from orchestrator.config.model import BUILD, Model, Multiplier, Rate
-from orchestrator.config.training import Positive
+from orchestrator.config.numbers import Positive
 
 
 @part("model", "alexnet", build=BUILD)

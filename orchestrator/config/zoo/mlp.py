@@ -6,7 +6,7 @@ from typing import Literal
 
 from orchestrator.config.base import Seq, part
 from orchestrator.config.model import BUILD, Model, Rate
-from orchestrator.config.training import Positive
+from orchestrator.config.numbers import Positive
 
 
 @part("model", "mlp", build=BUILD)

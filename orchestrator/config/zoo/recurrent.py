@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from orchestrator.config.base import part
 from orchestrator.config.model import BUILD, Model, Rate
-from orchestrator.config.training import Positive
+from orchestrator.config.numbers import Positive
 
 
 class _Recurrent(Model):

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from orchestrator.config.base import Seq, part
 from orchestrator.config.model import BUILD, Model, Rate
-from orchestrator.config.training import Positive
+from orchestrator.config.numbers import Positive
 
 NAMES = ("swin_tiny", "swin_small", "swin_base")
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from orchestrator.config.base import part
 from orchestrator.config.model import BUILD, Model, Rate
-from orchestrator.config.training import Positive
+from orchestrator.config.numbers import Positive
 
 
 @part("model", "tcn", build=BUILD)

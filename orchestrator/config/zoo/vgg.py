@@ -6,7 +6,7 @@ from typing import Literal
 
 from orchestrator.config.base import part
 from orchestrator.config.model import BUILD, Model, Multiplier, Rate
-from orchestrator.config.training import Positive
+from orchestrator.config.numbers import Positive
 
 NAMES = tuple(f"vgg{layers}{norm}" for layers in (11, 13, 16, 19) for norm in ("", "_bn"))
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from orchestrator.config.base import Part, part
 from orchestrator.config.data import Source
 from orchestrator.config.model import Model
-from orchestrator.config.training import OptimizerPart
+from orchestrator.config.optimizers import OptimizerPart
 
 
 @part("model", "example_mlp", build="example_parts.torch_parts:mlp")
