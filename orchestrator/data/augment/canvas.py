@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
+
+from orchestrator.data.augment.groups import Groups
 
 # Letters: B sample, C channel, H row, W column.
 # Maps are float[B, 2, 3] and lead from an output pixel (x, y, 1) to the input pixel it shows, in
@@ -91,7 +94,7 @@ class Canvas:
 
 def identity(batch: int) -> Tensor:
     """Maps that change nothing: float32[batch, 2, 3]."""
-    return torch.eye(2, 3).repeat(batch, 1, 1)
+    return torch.eye(2, 3).expand(batch, 2, 3).contiguous()
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:
@@ -104,55 +107,73 @@ def compose(first: Tensor, second: Tensor) -> Tensor:
 
 def warp(images: Tensor, maps: Tensor, exact: Tensor) -> Tensor:
     """Images as their maps show them: copied where exact, interpolated elsewhere."""
-    if bool(exact.all()):
-        return copied(images, maps.to(images.device))
-    if not bool(exact.any()):
-        return interpolated(images, maps.to(images.device))
-    # Sorted, cut and put back: whole rows are copied many times faster by index_select than
-    # by indexing with a tensor.
-    order, copies = exact.argsort(descending=True), int(exact.sum())
-    there = order.to(images.device)
-    first, rest = images.index_select(0, there).tensor_split([copies])
-    maps = maps.index_select(0, order).to(images.device)
-    moved = torch.cat([copied(first, maps[:copies]), interpolated(rest, maps[copies:])])
-    return moved.index_select(0, there.argsort())
+    kind = torch.where(exact, (maps[:, 0, 0] < 0).long(), 2)
+    groups = Groups(kind, 3)
+    images, maps = groups.sort(images), groups.sort(maps).to(images.device)
+    shifted, mirrored, _ = groups.sizes
+    copies = shifted + mirrored
+    moved = copied(images[:copies], maps[:copies])
+    rest = interpolated(images[copies:], maps[copies:])
+    return groups.join([moved[:shifted], moved[shifted:].flip(3), rest])
 
 
 def copied(images: Tensor, maps: Tensor) -> Tensor:
-    """Mirrors and shifts by whole pixels. Takes and gives uint8[B, C, H, W]."""
-    rows = _places(images.shape[2], maps[:, 1, 1], maps[:, 1, 2])
-    columns = _places(images.shape[3], maps[:, 0, 0], maps[:, 0, 2])
-    # One row and one column of black, where every place outside the image is sent.
-    return take(F.pad(images, (0, 1, 0, 1)), rows, columns)
+    """Shifts by whole pixels and mirrors up and down; mirroring left and right is left out.
+
+    Args:
+        images: uint8[B, C, H, W].
+        maps: float32[B, 2, 3].
+
+    Returns:
+        uint8[B, C, H, W].
+    """
+    batch, channels, height, width = images.shape
+    if not batch:
+        return images
+    shift = maps[:, :, 2].round().long()
+    # Before each row stand as many black pixels, before each image a black row and after it two.
+    # So every row of the result is one run of `width` bytes, which is copied whole.
+    wide = F.pad(images, (width, 0, 1, 2)).flatten()
+    runs = wide.as_strided((len(wide) - width + 1, width), (1, 1))
+    planes = torch.arange(batch * channels, device=images.device).view(batch, channels, 1)
+    first = (planes * (height + 3) + 1) * (2 * width) + width
+    first += shift[:, :1, None].clamp(-width, width)
+    rows = _rows(height, maps[:, 1, 1, None], shift[:, 1:])
+    start = first + (rows * (2 * width))[:, None]
+    return runs.index_select(0, start.flatten()).view(images.shape)
 
 
-def take(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """``out[b, c, i, j] = images[b, c, rows[b, i], columns[b, j]]``."""
-    batch, channels, _, width = images.shape
-    place = (rows * width)[:, :, None] + columns[:, None, :]
-    flat = place.flatten(1)[:, None].expand(-1, channels, -1)
-    found = images.flatten(2).gather(2, flat)
-    return found.view(batch, channels, rows.shape[1], columns.shape[1])
-
-
-def _places(size: int, sign: Tensor, shift: Tensor) -> Tensor:
-    """int64[B, size]: where each row (or column) comes from; `size` stands for outside."""
-    centre = (size - 1) / 2
-    steps = torch.arange(size, device=sign.device) - centre
-    places = (sign[:, None] * steps + shift[:, None] + centre).round().long()
-    return torch.where((places < 0) | (places >= size), size, places)
+def _rows(height: int, sign: Tensor, shift: Tensor) -> Tensor:
+    """int64[B, height]: where each row comes from; -1 and `height` stand for outside."""
+    upright = torch.arange(height, device=sign.device)
+    rows = torch.where(sign < 0, height - 1 - upright, upright)
+    return (rows + shift).clamp_(-1, height)
 
 
 def interpolated(images: Tensor, maps: Tensor) -> Tensor:
     """Bilinear resampling with black outside. Takes and gives uint8[B, C, H, W]."""
-    height, width = images.shape[2:]
-    # grid_sample measures in half sides, counted from the centre.
-    scaled = maps / torch.tensor([width / 2, height / 2], device=maps.device)[:, None]
-    x = torch.arange(width, device=maps.device) - (width - 1) / 2
-    y = torch.arange(height, device=maps.device) - (height - 1) / 2
+    if not len(images):
+        return images
+    half, x, y = _axes(*images.shape[2:], images.device)
+    scaled = maps / half
     across = scaled[:, :, 0, None] * x
     down = scaled[:, :, 1, None] * y + scaled[:, :, 2, None]
     # Planes of x and of y: adding them up is several times faster than interleaved pairs.
     grid = (across[:, :, None, :] + down[:, :, :, None]).permute(0, 2, 3, 1)
     moved = F.grid_sample(images.float(), grid, mode="bilinear", align_corners=False)
-    return moved.round_().to(torch.uint8)
+    return to_bytes(moved.round_())
+
+
+@lru_cache(maxsize=16)
+def _axes(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Half the sides, in which grid_sample measures, and the pixels' x and y from the centre."""
+    half = torch.tensor([[width / 2], [height / 2]], device=device)
+    x = torch.arange(width, device=device) - (width - 1) / 2
+    y = torch.arange(height, device=device) - (height - 1) / 2
+    return half, x, y
+
+
+def to_bytes(values: Tensor) -> Tensor:
+    """uint8 of floats in 0..255, rounded down."""
+    # By way of int16: the direct conversion is not vectorised and takes three times as long.
+    return values.to(torch.int16).to(torch.uint8)

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from orchestrator.config import data as section
-from orchestrator.data.augment.canvas import Augmentation, Canvas, identity, take
+from orchestrator.data.augment.canvas import Augmentation, Canvas, identity
 from orchestrator.data.augment.draw import coin, uniform
 from orchestrator.errors import DataError
 
@@ -52,6 +52,15 @@ def reflected(images: Tensor, shift: Tensor, padding: int) -> Tensor:
         for axis, size in ((0, width), (1, height))
     )
     return take(images, rows, columns)
+
+
+def take(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """``out[b, c, i, j] = images[b, c, rows[b, i], columns[b, j]]``."""
+    batch, channels, _, width = images.shape
+    place = (rows * width)[:, :, None] + columns[:, None, :]
+    flat = place.flatten(1)[:, None].expand(-1, channels, -1)
+    found = images.flatten(2).gather(2, flat)
+    return found.view(batch, channels, rows.shape[1], columns.shape[1])
 
 
 def _mirror(places: Tensor, size: int) -> Tensor:

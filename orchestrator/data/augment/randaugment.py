@@ -9,13 +9,16 @@ the black border and in rounding.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Generator, Tensor
 
 from orchestrator.config import data as section
 from orchestrator.data.augment import tables
-from orchestrator.data.augment.canvas import Augmentation, Canvas, compose, identity
+from orchestrator.data.augment.canvas import Augmentation, Canvas, compose
+from orchestrator.data.augment.groups import Groups
 
 OPERATIONS = (
     "identity",
@@ -35,7 +38,6 @@ OPERATIONS = (
 )
 """The paper's fourteen, each equally likely."""
 
-_PHOTOMETRIC = frozenset(OPERATIONS[6:])
 _CODE = {name: code for code, name in enumerate(OPERATIONS)}
 _BINS = 30
 _LARGEST_SHEAR = 0.3
@@ -46,13 +48,37 @@ _LARGEST_CHANGE = 0.9
 """Of the factors of brightness, colour, contrast and sharpness, above or below 1."""
 _BITS_LOST = 4
 
+_GROUPS: tuple[tuple[str, ...], ...] = (
+    OPERATIONS[:6],
+    ("color",),
+    ("sharpness",),
+    ("brightness", "posterize", "solarize"),
+    ("contrast",),
+    ("autocontrast",),
+    ("equalize",),
+)
+"""What is carried out together after the geometry. The first group is done by then; the last four
+are tables, of which the first do not depend on the image."""
+
 
 class RandAugment(Augmentation):
-    """`operations` changes in a row, with one magnitude and a random sign."""
+    """`operations` changes in a row, with one magnitude and a random sign.
+
+    There are only 28 pairs of an operation and a sign, so what they stand for is computed once.
+    """
 
     def __init__(self, config: section.RandAugment) -> None:
         self._operations = config.operations
-        self._strength = config.magnitude / _BINS
+        # Of each pair, at 2 * code for the negative sign and at 2 * code + 1 for the positive.
+        self._code = torch.arange(len(OPERATIONS)).repeat_interleave(2)
+        self._strength = torch.tensor([-1, 1]).repeat(len(OPERATIONS)) * (config.magnitude / _BINS)
+        self._factor = 1 + self._strength * _LARGEST_CHANGE
+        self._group = _group_of(self._code)
+        self._table = _fixed_tables(self._code, self._strength)
+        resampled = [_CODE[name] for name in ("shear_x", "shear_y", "rotate")]
+        inexact = torch.isin(self._code, torch.tensor(resampled))
+        self._exact = ~inexact | (config.magnitude == 0)
+        self._maps: dict[tuple[int, int], Tensor] = {}
 
     def apply(self, canvas: Canvas, generator: Generator) -> None:
         """Draws operations and signs for each sample, then carries them out together."""
@@ -68,33 +94,72 @@ class RandAugment(Augmentation):
             codes: int64[operations, B], indices into `OPERATIONS`, on the CPU.
             signs: int64[operations, B], 1 or -1.
         """
-        _, _, height, width = canvas.shape
-        maps = identity(codes.shape[1])
-        exact = torch.ones(codes.shape[1], dtype=torch.bool)
-        for code, sign in zip(codes, signs, strict=True):
-            maps = compose(maps, geometric(code, sign * self._strength, height, width))
-            exact &= (code != _CODE["shear_x"]) & (code != _CODE["shear_y"])
-            exact &= code != _CODE["rotate"]
-        canvas.move(maps, exact | (self._strength == 0))
-        for code, sign in zip(codes, signs, strict=True):
-            canvas.pixels = _by_operation(canvas.pixels, code, sign * self._strength)
+        pairs = codes * 2 + (signs > 0)
+        known = self._known_maps(*canvas.shape[2:])
+        maps = reduce(compose, (known.index_select(0, pair) for pair in pairs))
+        canvas.move(maps, self._exact[pairs].all(0))
+        for pair in pairs:
+            canvas.pixels = self._photometric(canvas.pixels, pair)
+
+    def _known_maps(self, height: int, width: int) -> Tensor:
+        size = (height, width)
+        if size not in self._maps:
+            self._maps[size] = geometric(self._code, self._strength, height, width)
+        return self._maps[size]
+
+    def _photometric(self, images: Tensor, pair: Tensor) -> Tensor:
+        """Each sample's photometric operation, samples of one group at a time."""
+        groups = Groups(self._group.index_select(0, pair), len(_GROUPS))
+        images, pair = groups.sort(images), groups.sort(pair.to(images.device))
+        parts, pairs = images.split(groups.sizes), pair.split(groups.sizes)
+        done, coloured, sharp = parts[:3]
+        if len(coloured):
+            coloured = tables.saturate(coloured, _picked(self._factor, pairs[1]))
+        if len(sharp):
+            sharp = tables.sharpen(sharp, _picked(self._factor, pairs[2]))
+        tabled = images[sum(groups.sizes[:3]) :]
+        tabled = tables.look_up(tabled, self._tables(parts[3:], pairs[3:]))
+        return groups.join([done, coloured, sharp, tabled])
+
+    def _tables(self, parts: Sequence[Tensor], pairs: Sequence[Tensor]) -> Tensor:
+        """Tables of the last four groups: uint8[B, C, 256]."""
+        fixed, contrasted, stretched, evened = parts
+        made = [_picked(self._table, pairs[0])]
+        if len(contrasted):
+            made.append(tables.contrast(contrasted, _picked(self._factor, pairs[1])))
+        if len(stretched):
+            made.append(tables.autocontrast(stretched))
+        if len(evened):
+            made.append(tables.equalize(evened))
+        return torch.cat([table.expand(-1, fixed.shape[1], -1) for table in made])
 
 
-def _by_operation(images: Tensor, code: Tensor, strength: Tensor) -> Tensor:
-    """Each sample's photometric operation, samples of one operation at a time."""
-    order = code.argsort()
-    there = order.to(images.device)
-    counts = code.bincount(minlength=len(OPERATIONS)).tolist()
-    changed = [
-        photometric(name, part, force) if len(part) and name in _PHOTOMETRIC else part
-        for name, part, force in zip(
-            OPERATIONS,
-            torch.split(images.index_select(0, there), counts),
-            torch.split(strength[order].to(images.device), counts),
-            strict=True,
-        )
-    ]
-    return torch.cat(changed).index_select(0, there.argsort())
+def _picked(values: Tensor, pair: Tensor) -> Tensor:
+    return values.to(pair.device).index_select(0, pair)
+
+
+def _group_of(code: Tensor) -> Tensor:
+    """int64[B]: where in `_GROUPS` each operation is."""
+    group = {name: number for number, names in enumerate(_GROUPS) for name in names}
+    return torch.tensor([group[OPERATIONS[c]] for c in code.tolist()])
+
+
+def _fixed_tables(code: Tensor, strength: Tensor) -> Tensor:
+    """Tables of operations that do not depend on the image: uint8[B, 1, 256].
+
+    Args:
+        code: int64[B], indices into `OPERATIONS`; others get brightness's table, which is not used.
+        strength: float[B] in -1..1; posterize and solarize use its size only.
+    """
+    size = strength.abs()
+    bits = 8 - round(float(size[0]) * _BITS_LOST)
+    solarized = tables.solarize(255 * (1 - size))
+    bright = tables.brightness(1 + strength * _LARGEST_CHANGE)
+    is_posterize, is_solarize = (
+        (code == _CODE[name])[:, None, None] for name in ("posterize", "solarize")
+    )
+    table = torch.where(is_solarize, solarized, bright)
+    return torch.where(is_posterize, tables.posterize(bits), table)
 
 
 def geometric(code: Tensor, strength: Tensor, height: int, width: int) -> Tensor:
@@ -122,31 +187,3 @@ def geometric(code: Tensor, strength: Tensor, height: int, width: int) -> Tensor
     across = torch.stack([cos, shear_x - sin, shear_x * (height / 2) - shift_x], 1)
     down = torch.stack([shear_y + sin, cos, shear_y * (width / 2) - shift_y], 1)
     return torch.stack([across, down], 1)
-
-
-def photometric(name: str, images: Tensor, strength: Tensor) -> Tensor:
-    """One operation on uint8[B, C, H, W].
-
-    Args:
-        strength: float[B] in -1..1; posterize and solarize use its size only.
-    """
-    factor = 1 + strength * _LARGEST_CHANGE
-    match name:
-        case "color":
-            return tables.saturate(images, factor)
-        case "sharpness":
-            return tables.sharpen(images, factor)
-        case "brightness":
-            table = tables.brightness(factor)
-        case "contrast":
-            table = tables.contrast(images, factor)
-        case "posterize":
-            bits = 8 - round(float(strength[0].abs()) * _BITS_LOST)
-            table = tables.posterize(bits, images.device)
-        case "solarize":
-            table = tables.solarize(255 * (1 - strength.abs()))
-        case "autocontrast":
-            table = tables.autocontrast(images)
-        case _:
-            table = tables.equalize(images)
-    return tables.look_up(images, table)

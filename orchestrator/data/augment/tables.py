@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from orchestrator.data.augment.canvas import to_bytes
+
 # Letters: B sample, C channel, V value 0..255.
 
 _GREY = (0.2989, 0.587, 0.114)
@@ -33,7 +35,7 @@ def values(device: torch.device | str = "cpu") -> Tensor:
 
 def bytes_of(table: Tensor) -> Tensor:
     """Cuts to 0..255 and rounds down."""
-    return table.clamp(0, 255).to(torch.uint8)
+    return to_bytes(table.clamp(0, 255))
 
 
 def brightness(factor: Tensor) -> Tensor:
@@ -72,16 +74,14 @@ def autocontrast(images: Tensor) -> Tensor:
 
 def equalize(images: Tensor) -> Tensor:
     """Evens out each channel's histogram as Pillow does: uint8[B, C, 256]."""
-    batch, channels, height, width = images.shape
-    row = torch.arange(batch * channels, device=images.device)[:, None] * 256
-    counted = torch.bincount(
-        (images.reshape(batch * channels, -1) + row).flatten(), minlength=batch * channels * 256
-    ).view(batch, channels, 256)
-    last = (counted > 0).long() * torch.arange(256, device=images.device)
-    highest = counted.gather(2, last.amax(2, keepdim=True))
-    step = (height * width - highest) // 255
+    flat = images.flatten(2).long()
+    batch, channels, pixels = flat.shape
+    counted = flat.new_zeros(batch, channels, 256)
+    counted.scatter_add_(2, flat, flat.new_ones(1).expand_as(flat))
+    highest = counted.gather(2, flat.amax(2, keepdim=True))
+    step = (pixels - highest) // 255
     below = counted.cumsum(2) - counted
-    table = ((below + step // 2) // step.clamp(min=1)).clamp(0, 255)
+    table = ((below + step // 2) // step.clamp(min=1)).clamp_(max=255)
     unchanged = torch.arange(256, device=images.device)
     return torch.where(step > 0, table, unchanged).to(torch.uint8)
 
@@ -109,9 +109,10 @@ def sharpen(images: Tensor, factor: Tensor) -> Tensor:
     # Pillow's SMOOTH filter: each pixel of 3×3 weighs 1, the centre 5, over 13.
     rows = source[:, :, :-2] + source[:, :, 1:-1] + source[:, :, 2:]
     around = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    around.add_(source[:, :, 1:-1, 1:-1], alpha=4)
     smooth = source.clone()
-    smooth[:, :, 1:-1, 1:-1] = ((around + 4 * source[:, :, 1:-1, 1:-1]) / 13).round_()
-    return _blend(images, smooth, factor)
+    smooth[:, :, 1:-1, 1:-1] = around.div_(13).round_()
+    return _blend(source, smooth, factor)
 
 
 def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:

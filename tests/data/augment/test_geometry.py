@@ -12,6 +12,7 @@ from orchestrator.config import data as section
 from orchestrator.data.augment import Affine, Canvas, Crop, Flip, rotate
 from orchestrator.data.augment.canvas import compose, identity
 from orchestrator.data.augment.geometry import affine, reflected
+from orchestrator.data.augment.groups import Groups
 from orchestrator.errors import DataError
 
 
@@ -145,6 +146,44 @@ def test_exact_and_interpolated_samples_keep_their_places():
     canvas.move(maps, exact)
     assert torch.equal(canvas.pixels[exact], x[exact].flip(-1))
     assert torch.equal(canvas.pixels[~exact], x[~exact]), "the identity interpolates to itself"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_exact_maps_equal_their_definition(channels):
+    """Mirrored either way, and shifted by up to more than the image's sides."""
+    x = images(batch=200, channels=channels)
+    height, width = x.shape[2:]
+    g = draws()
+    mirror = torch.randint(0, 2, (200, 2), generator=g) * 2 - 1
+    shift = torch.randint(-width - 3, width + 4, (200, 2), generator=g)
+    shift[:4] = torch.tensor([[width, 0], [-width, 0], [0, height], [width, -height]])
+    shift[-1] = torch.tensor([width + 3, height])  # beyond the last pixel of the last image
+    maps = identity(200)
+    maps[:, 0, 0], maps[:, 1, 1] = mirror.T.float()
+    maps[:, :, 2] = shift.float()
+    canvas = Canvas(x)
+    canvas.move(maps, torch.ones(200, dtype=torch.bool))
+    expected = torch.zeros_like(x)
+    for n in range(200):
+        (sx, sy), (dx, dy) = mirror[n].tolist(), shift[n].tolist()
+        for i in range(height):
+            row = dy + (i if sy > 0 else height - 1 - i)
+            for j in range(width):
+                column = dx + (j if sx > 0 else width - 1 - j)
+                if 0 <= row < height and 0 <= column < width:
+                    expected[n, :, i, j] = x[n, :, row, column]
+    assert torch.equal(canvas.pixels, expected)
+
+
+def test_groups_are_sorted_and_put_back():
+    of = torch.tensor([3, 0, 3, 1, 0, 3])
+    batch = torch.arange(12).view(6, 2)
+    groups = Groups(of, 5)
+    assert groups.sizes == [2, 1, 0, 3, 0]
+    parts = groups.sort(batch).split(groups.sizes)
+    for number, part in enumerate(parts):
+        assert torch.equal(part.sort(0).values, batch[of == number])
+    assert torch.equal(groups.join(parts), batch)
 
 
 def test_affine_draws_each_sample_within_its_ranges(monkeypatch):
