@@ -111,7 +111,8 @@ class RandAugment(Augmentation):
         """Each sample's photometric operation, samples of one group at a time."""
         groups = Groups(self._group.index_select(0, pair), len(_GROUPS))
         images, pair = groups.sort(images), groups.sort(pair.to(images.device))
-        parts, pairs = images.split(groups.sizes), pair.split(groups.sizes)
+        parts = torch.split(images, groups.sizes)
+        pairs = torch.split(pair, groups.sizes)
         done, coloured, sharp = parts[:3]
         if len(coloured):
             coloured = tables.saturate(coloured, _picked(self._factor, pairs[1]))
