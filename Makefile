@@ -15,8 +15,13 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest -m "not slow" -n 2 $(addprefix --ignore=,$(ALONE))
 	$(BIN)/python -m pytest -m "not slow" $(ALONE)
 
+# What they said is kept, also of those that fail.
+REPORT := $(VENV)/test-slow
 test-slow: $(VENV)/.ready
-	$(BIN)/python -m pytest -m slow
+	@rm -f $(REPORT).xml
+	$(BIN)/python -m pytest -m slow --junitxml=$(REPORT).xml; code=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.slow_tests $(REPORT).xml > $(REPORT).json \
+	&& mv $(REPORT).json benchmarks/results/test_slow.json; exit $$code
 
 check: $(VENV)/.ready
 	$(BIN)/ruff format --check .
@@ -37,7 +42,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PIP) pip setuptools wheel ninja
 	@$(PIP) torch
 	@$(PIP) --no-build-isolation -e '.[dev]' 2>/dev/null || $(PIP) --no-build-isolation -e '.[dev]'
-	@$(PIP) --no-deps --target $(VENV)/reference --upgrade torchvision timm
+	@$(PIP) --no-deps --target $(VENV)/reference --upgrade torchvision timm \
+		transformers tokenizers huggingface_hub regex
 	@touch $@
 
 clean:

@@ -4,14 +4,13 @@ Both sides deliver the same batches of the same images under the same policy: ou
 one process, torchvision's transforms per image (Pillow) in a DataLoader with two workers that stay
 alive. One thread, because two that wait for each other collapse when other programs want the same
 cores, which would say nothing about augmentation. Run with ``python -m benchmarks.augment``; prints
-JSON. torchvision is looked for as the tests do, see tests/conftest.py.
+JSON. torchvision is looked for as the tests do, see tests/references.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +25,7 @@ from orchestrator.config.base import Part, build
 from orchestrator.config.data import Crop, DataConfig, Flip, RandAugment, SplitConfig, Synthetic
 from orchestrator.data.memory import load_data
 from orchestrator.host import SingleWorker
+from tests.references import import_torchvision
 
 WORKERS = 2
 POLICIES: dict[str, tuple[Part, ...]] = {
@@ -46,19 +46,6 @@ class PerImage(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image = Image.fromarray(self._images[index, :, :, 0])
         return self._transform(image), int(self._labels[index])
-
-
-def import_torchvision() -> Any:
-    """torchvision's transforms, beside a torch without its operators if need be."""
-    from tests.conftest import REFERENCE
-
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    sys.path.append(str(REFERENCE))
-    from torchvision import transforms
-
-    return transforms
 
 
 def ours(data: DataConfig, batch_size: int) -> Callable[[], float]:
@@ -120,7 +107,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    transforms = import_torchvision()
+    import_torchvision()
+    from torchvision import transforms
+
     results: dict[str, Any] = {}
     for name, parts in POLICIES.items():
         for batch_size in (128, 512):

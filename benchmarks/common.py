@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +30,24 @@ def machine() -> dict[str, Any]:
 def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Any]:
     """Measures the sides in turn, so that what else the machine does hits all of them.
 
-    The first call of each side warms up and is not counted.
+    Every other round has the opposite order. The first call of each side warms up and is not
+    counted.
 
     Args:
         sides: by name, ours first; each call works once and returns its seconds.
         rounds: how often each side is measured.
 
     Returns:
-        Seconds of each side (median, lowest, highest); and, for every side but the first, the
-        median and extremes over rounds of its seconds divided by the first side's: above 1 the
-        first is faster.
+        Seconds of each side (median, lowest, highest, and an interval that holds the true median
+        with a probability of 95 %); and, for every side but the first, the same of its seconds
+        divided by the first side's, round by round: above 1 the first is faster.
     """
     for work in sides.values():
         work()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, work in sides.items():
-            seconds[name].append(work())
+    for number in range(rounds):
+        for name in reversed(sides) if number % 2 else sides:
+            seconds[name].append(sides[name]())
     first, *others = sides
     ratios = {
         other: [theirs / ours for theirs, ours in zip(seconds[other], seconds[first], strict=True)]
@@ -58,9 +60,22 @@ def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str
     }
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def _spread(values: list[float]) -> dict[str, Any]:
     figures = {"median": statistics.median(values), "low": min(values), "high": max(values)}
-    return {name: float(f"{value:.4g}") for name, value in figures.items()}
+    rounded = {name: float(f"{value:.4g}") for name, value in figures.items()}
+    return rounded | {"median in": [float(f"{value:.4g}") for value in median_interval(values)]}
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The two values between which, with a probability of 95 %, the true median lies.
+
+    However the values are distributed, each is below it with probability 1/2; so the number that
+    are is binomial, of mean n/2 and standard deviation √n/2. Fewer than six can't give 95 %: then
+    these are the lowest and the highest.
+    """
+    ordered, n = sorted(values), len(values)
+    outside = max(0, int(n / 2 - 0.98 * math.sqrt(n)))
+    return ordered[outside], ordered[n - 1 - outside]
 
 
 def _cpu_name() -> str:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from benchmarks.common import alternate, machine
 from orchestrator.config.base import build
+from orchestrator.config.duration import Interval
 from orchestrator.config.engines import PlainEngineConfig
 from orchestrator.config.optimizers import AdamW
 from orchestrator.config.training import ClassifyTask, TrainConfig
@@ -88,7 +89,7 @@ def ours(model: nn.Module, loader: FixedLoader, precision: str) -> Callable[[], 
             save=lambda state: None,
             hooks=[
                 Log(DictTracker(), 50),
-                Every(Signal.CHECKPOINT, 10**9),
+                Every(Signal.CHECKPOINT, Interval(10**9)),
                 KeepBest("val/accuracy", "max"),
             ],
         )

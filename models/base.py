@@ -48,6 +48,14 @@ class StagedModel(nn.Module):
         """Renames a key of the published weights to ours; None drops it. By default they agree."""
         return name
 
+    def tensor_map(self, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Turns a published tensor into ours: none, or several, where one alone is not renamed.
+
+        By default it is renamed by `key_map`.
+        """
+        renamed = self.key_map(name)
+        return {} if renamed is None else {renamed: tensor}
+
     def adapt_weights(self, state: dict[str, torch.Tensor]) -> list[str]:
         """Mends, in place, what may differ in weights trained elsewhere, such as image sizes.
 

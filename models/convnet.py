@@ -20,7 +20,7 @@ from torch import nn
 from .base import Head, ZooModel, check_rates
 from .layers.activations import activation
 from .layers.conv import spatial_mean
-from .layers.dropouts import DropBlock, DropConnect, dropout
+from .layers.dropouts import ConcreteDropout, DropBlock, DropConnect, dropout
 from .layers.gates import gate
 from .layers.init import INITIALISERS, initialise, zero_gamma
 from .layers.norms import convolution, norm
@@ -30,7 +30,7 @@ from .stages import Stage
 
 IN_BLOCKS = ("spatial", "dropblock", "path")
 """Kinds of dropout that each block has."""
-IN_HEAD = ("standard", "dropconnect")
+IN_HEAD = ("standard", "dropconnect", "concrete")
 """Kinds of dropout that the head has."""
 STARTS = tuple(name for name in INITIALISERS if name != "zero")
 """Initialisers of a whole network; from zero it could not learn."""
@@ -119,8 +119,9 @@ class ConvNet(ZooModel):
         activation: one of `layers.activations.ACTIVATIONS`; `filter_response` asks for `tlu`.
         gate: one of `layers.gates.GATES`.
         dropout: rate; 0 is none of any kind.
-        dropout_kind: `standard` before the classifier; `dropconnect` on its weights; `spatial` or
-            `dropblock` behind every block; `path` (stochastic depth) on every residual branch.
+        dropout_kind: `standard` before the classifier; `concrete` likewise, its rate learned from
+            where `dropout` starts it; `dropconnect` on its weights; `spatial` or `dropblock`
+            behind every block; `path` (stochastic depth) on every residual branch.
         block_size: side, in pixels, of what `dropblock` drops.
         dilation: of every convolution but the stem's.
         residual: add a block's input where its shape stays: everywhere but at the halvings.
@@ -190,7 +191,7 @@ class ConvNet(ZooModel):
 
     def _classify(self, x_NCHW: torch.Tensor) -> torch.Tensor:
         features_NC = spatial_mean(x_NCHW)
-        if isinstance(self.dropout, DropConnect):
+        if isinstance(self.dropout, DropConnect | ConcreteDropout):
             return self.dropout(features_NC, self.fc)  # type: ignore[no-any-return]
         return self.fc(self.dropout(features_NC))  # type: ignore[no-any-return]
 

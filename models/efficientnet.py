@@ -103,7 +103,10 @@ class MBConv(nn.Module):
     def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
         """Returns the block's output."""
         y_NCHW: torch.Tensor = self.block(x_NCHW)
-        return self.stochastic_depth(y_NCHW) + x_NCHW if self.residual else y_NCHW
+        if self.residual:
+            y_NCHW = self.stochastic_depth(y_NCHW)
+            y_NCHW += x_NCHW  # in place: neither a norm nor a product needs its result again
+        return y_NCHW
 
 
 def _depthwise(channels_in: int, wide: int, row: Row, norm: Norm) -> Iterator[nn.Module]:

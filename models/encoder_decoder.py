@@ -116,13 +116,14 @@ class Transformer(TiedHead, StagedModel):
             Stage(f"decoder.{number}", partial(self._decode, block), (block,))
             for number, block in enumerate(self.decoder)
         ]
+        shared = tuple(self.tokens.parameters()) if self.tied else ()
         return [
             Stage("stem", self._stem, (self.tokens, self.positions)),
             *encoder,
             Stage("memory", self._memory, (self.encoder_norm,)),
             *decoder,
             Stage("pool", self._pool, (self.decoder_norm,)),
-            Stage("head", self._classify, (self.head,)),
+            Stage("head", self._classify, (self.head,), shared=shared),
         ]
 
     def _stem(self, state: Pair) -> Triple:

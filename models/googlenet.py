@@ -221,9 +221,12 @@ class GoogLeNet(ZooModel):
         return chain(layers, x_NCHW)
 
 
-# Without auxiliary heads 6,624,904; the paper's Table 1 adds up to 6.8M, without them too.
+# Without auxiliary heads 6,624,904. The paper states no total: the layers of its Table 1, which
+# leaves those heads out too, add up to 6.8M.
 register(
     "googlenet",
     GoogLeNet,
-    Published("Szegedy et al., 2015", 13_004_888, "torchvision:googlenet", "6.8M without aux"),
+    Published(
+        "Szegedy et al., 2015", 13_004_888, "torchvision:googlenet", "6.8M (table 1, without aux)"
+    ),
 )

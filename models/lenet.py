@@ -104,4 +104,4 @@ def _init(layer: nn.Conv2d | nn.Linear, activation: str) -> None:
     nn.init.zeros_(layer.bias)
 
 
-register("lenet5", LeNet5, Published("LeCun et al., 1998", 146_156, "", "60,000", 28))
+register("lenet5", LeNet5, Published("LeCun et al., 1998", 146_156, "", "60,000 (10 classes)", 28))

@@ -107,7 +107,9 @@ class InvertedResidual(nn.Module):
     def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
         """Returns the block's output."""
         y_NCHW: torch.Tensor = self.block(x_NCHW)
-        return y_NCHW + x_NCHW if self.residual else y_NCHW
+        if self.residual:
+            y_NCHW += x_NCHW  # in place: the norm needs its result no more
+        return y_NCHW
 
 
 def _layers(channels_in: int, row: Row) -> Iterator[nn.Module]:

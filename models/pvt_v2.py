@@ -250,10 +250,11 @@ VARIANTS = {
     "pvt_v2_b1": Variant(64, (2, 2, 2, 2)),
     "pvt_v2_b2": Variant(64, (3, 4, 6, 3)),
 }
-# Parameters of the reference, and as the paper has them, which counts those of B0 and B1 lower.
+# Parameters of the reference, and as the paper has them. It first counted those of B0 and B1 too
+# low; the authors corrected them (whai362/PVT, commit 0e7153b).
 PARAMETERS = {
-    "pvt_v2_b0": (3_666_760, "3.4M"),
-    "pvt_v2_b1": (14_009_000, "13.1M"),
+    "pvt_v2_b0": (3_666_760, "3.4M, corrected to 3.7M"),
+    "pvt_v2_b1": (14_009_000, "13.1M, corrected to 14.0M"),
     "pvt_v2_b2": (25_362_856, "25.4M"),
 }
 for _name, _variant in VARIANTS.items():

@@ -8,7 +8,8 @@ shapes and the fresh weights' spread are those of torch's `RNN`, `LSTM` and `GRU
 Dropout follows Gal and Ghahramani, "A Theoretically Grounded Application of Dropout in Recurrent
 Neural Networks", 2016: one mask for all time steps, on what enters and leaves a layer (`dropout`)
 and on the state between steps (`recurrent_dropout`). The latter leaves torch's fused kernels
-behind in training, so it is slower.
+behind in training, so it is slower. Zoneout (Krueger et al., "Zoneout", 2017) keeps units of the
+state as they were; it works in evaluation too, by its expectation, so it is slower in both.
 
 Axes: N batch, T time (tokens), D features, H features of the state, G features of all gates.
 """
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 
 from .base import at_least, check_rates
 from .layers.alignment import average
-from .layers.dropouts import VariationalDropout, time_mask
+from .layers.dropouts import VariationalDropout, Zoneout, time_mask
 from .registry import register
 from .sequence import PAD, SequenceModel, count_real, last_real, take
 from .stages import Stage
@@ -68,13 +69,21 @@ class RecurrentLayer(nn.Module):
         bidirectional: read backwards too, from each sequence's last real token, and put both
             states side by side.
         recurrent_dropout: rate at which the state is dropped before it enters the next step.
+        zoneout: rates at which a unit of the hidden state, and of the LSTM's cell, stays.
     """
 
     def __init__(
-        self, cell: str, inputs: int, hidden: int, bidirectional: bool, recurrent_dropout: float
+        self,
+        cell: str,
+        inputs: int,
+        hidden: int,
+        bidirectional: bool,
+        recurrent_dropout: float,
+        zoneout: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         super().__init__()
         self.cell, self.hidden, self.recurrent_dropout = cell, hidden, recurrent_dropout
+        self.zoneout, self.zoneout_cell = (Zoneout(rate) for rate in zoneout)
         self.suffixes = ("_l0", "_l0_reverse") if bidirectional else ("_l0",)
         gates = _STEPS[cell][0] * hidden
         for suffix in self.suffixes:
@@ -106,7 +115,8 @@ class RecurrentLayer(nn.Module):
     def _read(self, x_NTD: torch.Tensor, suffix: str) -> torch.Tensor:
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         weights = [getattr(self, name + suffix) for name in names]
-        if self.training and self.recurrent_dropout:
+        dropped = self.training and self.recurrent_dropout > 0
+        if dropped or self.zoneout.rate or self.zoneout_cell.rate:
             return self._step_by_step(x_NTD, *weights)
         h_1NH = x_NTD.new_zeros(1, x_NTD.shape[0], self.hidden)
         # Weights, biases in use, layers, dropout between them, training, bidirectional, batch first
@@ -127,10 +137,13 @@ class RecurrentLayer(nn.Module):
         step = _STEPS[self.cell][1]
         gates_NTG = F.linear(x_NTD, weight_ih, bias_ih)
         start_NH = gates_NTG.new_zeros(x_NTD.shape[0], self.hidden)
-        kept_NH = time_mask(start_NH[:, None], self.recurrent_dropout)[:, 0]
+        kept_NH = torch.ones_like(start_NH)
+        if self.training and self.recurrent_dropout:
+            kept_NH = time_mask(start_NH[:, None], self.recurrent_dropout)[:, 0]
         state, states = (start_NH, start_NH), []
         for x_NG in gates_NTG.unbind(1):
-            state = step(x_NG, F.linear(state[0] * kept_NH, weight_hh, bias_hh), state)
+            hidden, cell = step(x_NG, F.linear(state[0] * kept_NH, weight_hh, bias_hh), state)
+            state = self.zoneout(hidden, state[0]), self.zoneout_cell(cell, state[1])
             states.append(state[0])
         return torch.stack(states, 1)
 
@@ -174,6 +187,8 @@ class Recurrent(SequenceModel):
         bidirectional: read backwards too.
         dropout: rate before the first layer and behind each.
         recurrent_dropout: rate between time steps.
+        zoneout: rate at which a unit of the hidden state stays as it was.
+        zoneout_cell: likewise of the cell, which only an LSTM has.
         pool: what stands for the whole sequence: the `last` state of each direction, or the
             `mean` or `max` over time, or their average by a learned weight (`attention`).
     """
@@ -192,10 +207,18 @@ class Recurrent(SequenceModel):
         bidirectional: bool = False,
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        zoneout_cell: float = 0.0,
         pool: str = "last",
     ) -> None:
         super().__init__(num_classes, vocabulary, length, per_token, sees_ahead=bidirectional)
         check_rates(dropout=dropout, recurrent_dropout=recurrent_dropout)
+        check_rates(zoneout=zoneout, zoneout_cell=zoneout_cell)
+        if zoneout_cell and cell != "lstm":
+            raise ValueError(
+                f"zoneout_cell is of an LSTM's cell, which a {cell} does not have, but got "
+                f"{zoneout_cell}; set zoneout instead, or take lstm"
+            )
         for name, value in (("embedding", embedding), ("hidden", hidden), ("layers", layers)):
             at_least(name, value, 1, "a size of the network")
         if pool not in ("last", "mean", "max", "attention"):
@@ -206,7 +229,9 @@ class Recurrent(SequenceModel):
         outputs = hidden * (2 if bidirectional else 1)
         inputs = [embedding, *[outputs] * (layers - 1)]
         self.layers = nn.ModuleList(
-            RecurrentLayer(cell, entry, hidden, bidirectional, recurrent_dropout)
+            RecurrentLayer(
+                cell, entry, hidden, bidirectional, recurrent_dropout, (zoneout, zoneout_cell)
+            )
             for entry in inputs
         )
         self.attention = AttentionPool(outputs) if pool == "attention" else nn.Identity()
@@ -258,7 +283,7 @@ class BiGruAttention(Recurrent):
         vocabulary: how many tokens there are.
         length: tokens of a sequence.
         per_token: can't be: the network sees ahead.
-        embedding, hidden, layers, dropout, recurrent_dropout: as in `Recurrent`.
+        embedding, hidden, layers, dropout, recurrent_dropout, zoneout: as in `Recurrent`.
     """
 
     def __init__(
@@ -273,6 +298,7 @@ class BiGruAttention(Recurrent):
         layers: int = 1,
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
     ) -> None:
         super().__init__(
             "gru",
@@ -286,6 +312,7 @@ class BiGruAttention(Recurrent):
             bidirectional=True,
             dropout=dropout,
             recurrent_dropout=recurrent_dropout,
+            zoneout=zoneout,
             pool="attention",
         )
 

@@ -51,7 +51,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "cvt": ("cvt_13", "cvt_21"),
     "recurrent": ("rnn", "lstm", "gru", "bigru_attention"),
     "tcn": ("tcn",),
-    "transformer": ("transformer_encoder", "transformer_decoder"),
+    "bert": ("transformer_encoder", "bert_base", "bert_large"),
+    "gpt2": ("transformer_decoder", "gpt2", "gpt2_medium", "gpt2_large", "gpt2_xl"),
     "encoder_decoder": ("transformer",),
 }
 """Which module of this package registers which names."""
@@ -67,11 +68,17 @@ class Published:
 
     Attributes:
         paper: authors and year, as in ``He et al., 2016``.
-        parameters: of the reference checkpoint, with 1,000 classes and three channels.
+        parameters: of the reference checkpoint, with `classes` classes and, of images, three
+            channels.
         reference: whose state-dict names and shapes ours are, as in ``torchvision:resnet50`` or
-            ``timm:deit_tiny_patch16_224``; empty where neither has the model.
+            ``timm:deit_tiny_patch16_224``, or whose tensors the model turns into its own, as in
+            ``transformers:GPT2LMHeadModel``; empty where none has the model.
         figure: the parameters that the paper itself states, as in ``25.6M``; empty where none.
-        resolution: side, in pixels, of the images that the published weights were trained on.
+        resolution: side, in pixels, of the images that the published weights were trained on; of
+            texts, the most tokens of one.
+        classes: that the parameters are counted for.
+        vocabulary: of texts, how many tokens there are; with as many classes, each token has an
+            answer.
     """
 
     paper: str
@@ -79,6 +86,13 @@ class Published:
     reference: str = ""
     figure: str = ""
     resolution: int = 224
+    classes: int = 1000
+    vocabulary: int | None = None
+
+    @property
+    def per_token(self) -> bool:
+        """Whether the classes are the tokens, as a language model's are."""
+        return self.classes == self.vocabulary
 
 
 _FACTORIES: dict[str, Factory] = {}

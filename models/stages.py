@@ -23,12 +23,15 @@ class Stage(NamedTuple):
         fn: computes the step. It may be a bound method; it owns nothing.
         modules: the model's modules whose parameters the step uses.
         loose: parameters that it uses and that the model itself holds, such as a class token.
+        shared: parameters of an earlier stage that it uses too, such as an embedding that is also
+            the head. They are that stage's, not this one's.
     """
 
     name: str
     fn: Callable[[Any], Any]
     modules: tuple[nn.Module, ...]
     loose: tuple[nn.Parameter, ...] = ()
+    shared: tuple[nn.Parameter, ...] = ()
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Every parameter that the step uses."""

@@ -158,7 +158,8 @@ VARIANTS = {
     "vgg16": (2, 2, 3, 3, 3),
     "vgg19": (2, 2, 4, 4, 4),
 }
-# Parameters of the reference, without and with norms, and as the paper's Table 2 has them.
+# Parameters of the reference, without and with norms, and as the paper's Table 2 has them, which
+# knows no norms.
 PARAMETERS = {
     "vgg11": (132_863_336, 132_868_840, "133M"),
     "vgg13": (133_047_848, 133_053_736, "133M"),
@@ -167,7 +168,10 @@ PARAMETERS = {
 }
 for _name, _depths in VARIANTS.items():
     _plain, _normed, _figure = PARAMETERS[_name]
-    for _full, _count, _norm in ((_name, _plain, False), (f"{_name}_bn", _normed, True)):
+    for _full, _count, _norm, _stated in (
+        (_name, _plain, False, _figure),
+        (f"{_name}_bn", _normed, True, ""),
+    ):
         _paper = "Simonyan and Zisserman, 2015"
-        _published = Published(_paper, _count, f"torchvision:{_full}", _figure)
+        _published = Published(_paper, _count, f"torchvision:{_full}", _stated)
         register(_full, partial(VGG, _depths, _norm), _published)

@@ -46,8 +46,11 @@ class Attention(nn.Module):
 
     def forward(self, x_NTC: torch.Tensor) -> torch.Tensor:
         """Returns, for each token, a mixture of all tokens' values."""
-        qkv_NT3AD = self.qkv(x_NTC).unflatten(-1, (3, self.heads, -1))
-        q_NATD, k_NATD, v_NATD = qkv_NT3AD.permute(2, 0, 3, 1, 4).unbind(0)
+        # Cut before the heads are told apart: their gradients are then joined by a single copy.
+        q_NATD, k_NATD, v_NATD = (
+            part_NTC.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part_NTC in self.qkv(x_NTC).chunk(3, -1)
+        )
         rate = self.attention_dropout if self.training else 0.0
         y_NATD = F.scaled_dot_product_attention(q_NATD, k_NATD, v_NATD, dropout_p=rate)
         return self.proj_drop(self.proj(y_NATD.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]

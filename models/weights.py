@@ -14,6 +14,9 @@ from torch import nn
 KeyMap = Callable[[str], str | None]
 """Renames a key of the file to the model's; None drops it."""
 
+TensorMap = Callable[[str, torch.Tensor], Mapping[str, torch.Tensor]]
+"""Turns a tensor of the file into the model's: renamed, turned, cut up; none drops it."""
+
 _SHOWN = 10
 
 
@@ -59,13 +62,14 @@ def load_weights(model: nn.Module, path: str | Path, *, key_map: KeyMap | None =
     Args:
         model: where to; on any device.
         path: a ``.safetensors`` file, or a ``.pth`` or ``.pt`` file with a plain state dict.
-        key_map: renames the file's keys; the zoo's models know the published names themselves.
+        key_map: renames the file's keys; the zoo's models know the published names themselves
+            (`StagedModel.key_map`), and layouts (`StagedModel.tensor_map`).
 
     Raises:
         WeightsMismatch: if the file can't be read, or names or shapes differ.
     """
     path = Path(path)
-    state = _renamed(_read(path), key_map or getattr(model, "key_map", None))
+    state = _converted(_read(path), _tensor_map(model, key_map))
     own = model.state_dict()
     adapt = getattr(model, "adapt_weights", None)
     adapted = tuple(adapt(state)) if adapt else ()
@@ -111,11 +115,28 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     return dict(state)
 
 
-def _renamed(state: Mapping[str, torch.Tensor], key_map: KeyMap | None) -> dict[str, torch.Tensor]:
-    if key_map is None:
+def _tensor_map(model: nn.Module, key_map: KeyMap | None) -> TensorMap | None:
+    if key_map is None and hasattr(model, "tensor_map"):
+        known: TensorMap = model.tensor_map  # type: ignore[assignment]
+        return known
+    renames: KeyMap | None = key_map or getattr(model, "key_map", None)
+    if renames is None:
+        return None
+
+    def convert(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        renamed = renames(name)
+        return {} if renamed is None else {renamed: tensor}
+
+    return convert
+
+
+def _converted(
+    state: Mapping[str, torch.Tensor], tensor_map: TensorMap | None
+) -> dict[str, torch.Tensor]:
+    if tensor_map is None:
         return dict(state)
-    pairs = ((key_map(name), tensor) for name, tensor in state.items())
-    return {name: tensor for name, tensor in pairs if name is not None}
+    parts = (tensor_map(name, tensor) for name, tensor in state.items())
+    return {name: tensor for part in parts for name, tensor in part.items()}
 
 
 def _sum_stem(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,22 +14,30 @@ from torch import nn
 
 from orchestrator import distill as distillation
 from orchestrator import pipeline
+from orchestrator.auto import MEMORY_FORMAT, MICRO_BATCH, PRECISION, known, micro_batch
 from orchestrator.config.base import build
+from orchestrator.config.engines import copies
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.load import derive, load_config
 from orchestrator.config.pipeline import DistillConfig, EnsembleConfig
 from orchestrator.config.plugins import load_plugins
+from orchestrator.config.user_code import named_modules
+from orchestrator.data.types import DataInfo
 from orchestrator.ensemble.build import build_ensemble
-from orchestrator.errors import ConfigError, RunFolderError
-from orchestrator.host import Resources, SingleWorker
+from orchestrator.errors import ConfigError, OutOfMemoryError, RunFolderError, UserError
+from orchestrator.finish import RunResult
+from orchestrator.host import SingleWorker
 from orchestrator.local_host import InProcessHost
 from orchestrator.loop import StepInfo
+from orchestrator.parts import build_loader, steps_of, use_threads
 from orchestrator.pipeline import Listener, resources_of
 from orchestrator.pipeline import place as place_on
-from orchestrator.predict import predict_run
-from orchestrator.recipe import RunResult, build_loader, check_folder, run, steps_of
+from orchestrator.plan.memory_plan import MemoryPlanner
+from orchestrator.plan.report import MemoryReport, report
+from orchestrator.predict import measure_run, predict_run
+from orchestrator.recipe import begin_again, check_folder, run
 from orchestrator.run_folder.ensemble_file import EnsembleFile, read_ensemble
-from orchestrator.run_folder.model_file import ModelSpec
+from orchestrator.run_folder.model_file import ModelSpec, read_spec
 from orchestrator.run_folder.model_file import load_model as load_model_file
 from orchestrator.run_folder.opening import place_run
 from orchestrator.run_folder.paths import RunPaths, resolve_target
@@ -40,14 +48,17 @@ from orchestrator.tasks.base import Task
 from orchestrator.teacher import find_teacher
 
 if TYPE_CHECKING:
+    from orchestrator.launch.examination import Examination
     from orchestrator.launch.ray_host import RayHost
 
 __all__ = [
     "distill",
+    "doctor",
     "ensemble",
     "evaluate",
     "load_config",
     "load_model",
+    "measure",
     "plan",
     "sweep",
     "train",
@@ -84,10 +95,16 @@ def train(
     check_folder(config, root, resume)
     with _ray(config, address, root) as host:
         placed = place_on(config, host, sweep=False)
-        # Checked above; a worker that dies is started again and must find its own checkpoints.
-        arguments = {"config": placed, "root": root, "resume": None}
-        result: RunResult = host.submit(train_to_end, arguments, resources_of(placed)).result()
-        return result
+        while True:
+            # Checked above; a worker that dies is started again and must find its own checkpoints.
+            arguments = {"config": placed, "root": root, "resume": None}
+            pending = host.submit(train_to_end, arguments, resources_of(placed))
+            try:
+                result: RunResult = pending.result()
+                return result
+            except OutOfMemoryError as error:
+                # One rank ran out of memory, and the group ended with it.
+                placed = begin_again(placed, root, error)
 
 
 def sweep(
@@ -130,6 +147,26 @@ def evaluate(target: str | Path, split: str = "val", *, runs_dir: Path = RUNS) -
         predict_run(worker=worker, root=root, split=split)
     line = ensemble_line if found.kind == "ensemble" else run_line
     return line(found.path.name, found.path, split)
+
+
+def measure(
+    target: str | Path, split: str = "val", *, runs_dir: Path = RUNS
+) -> dict[str, float] | None:
+    """What the task of a run with an answer for each token reports of a split, by metric's name.
+
+    Reading `test` is recorded in the run's folder.
+
+    Returns:
+        None where the target has one answer a sample; `evaluate` is for those.
+
+    Raises:
+        RunFolderError: if there is nothing trained behind the target.
+    """
+    root = find_one(str(target), runs_dir).root
+    if resolve_target(root, runs_dir).kind != "run" or not read_spec(root).per_token:
+        return None
+    found = measure_run(worker=SingleWorker(default_device()), root=root, split=split)
+    return {name.partition("/")[2]: value for name, value in found.values.items()}
 
 
 def ensemble(
@@ -177,6 +214,34 @@ def distill(
     return _train_here(student, root, resume, on_step)
 
 
+def doctor(
+    config: ExperimentConfig | None = None,
+    *,
+    runs_dir: Path = RUNS,
+    address: str | None = None,
+    workers: int | None = None,
+    steps: int = 8,
+    parity: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> Examination:
+    """Examines this machine, or the cluster behind an address; see `examine_cluster`.
+
+    Raises:
+        UserError: for an address that can't be reached, or more workers than there is room for.
+    """
+    from orchestrator.launch.examination import examine_cluster
+
+    return examine_cluster(
+        config,
+        runs_dir=runs_dir,
+        address=address,
+        workers=workers,
+        steps=steps,
+        parity=parity,
+        say=say,
+    )
+
+
 def load_model(target: str | Path, *, runs_dir: Path = RUNS) -> tuple[nn.Module, ModelSpec]:
     """A run's trained network on the CPU in evaluation mode, and how to feed it.
 
@@ -191,18 +256,38 @@ def load_model(target: str | Path, *, runs_dir: Path = RUNS) -> tuple[nn.Module,
 
 @dataclass(frozen=True)
 class Plan:
-    """What a file would do, found out without training."""
+    """What a file would do, found out without training.
+
+    Attributes:
+        sizes: samples of each split.
+        shape: of one sample; see `DataInfo`.
+        trials: of a sweep.
+        memory: what each engine takes, what fits, and a proposal; None where it was not asked for,
+            or where the network can't run without numbers.
+        memory_note: why it can't.
+        step_seconds: seconds of an optimizer step, as an earlier run of this file measured it
+            here, without what several workers tell each other; None where none did.
+    """
 
     sizes: dict[str, int]
+    shape: tuple[int, ...]
     steps_per_epoch: int
     total_steps: int
     parameters: int
     trainable: int
     trials: int
+    workers: int
+    batch_size: int
+    memory: MemoryReport | None = None
+    memory_note: str = ""
+    step_seconds: float | None = None
 
 
-def plan(config: ExperimentConfig) -> Plan:
+def plan(config: ExperimentConfig, *, memory: bool = False) -> Plan:
     """Reads the data and builds the network without memory (on the meta device).
+
+    Args:
+        memory: plan memory and work too, for as many workers on this machine.
 
     Raises:
         UserError: for a model that does not fit the data, a pattern that freezes nothing, …
@@ -212,14 +297,37 @@ def plan(config: ExperimentConfig) -> Plan:
     task: Task = build("task", config.task)
     size = describe_network(config, task, loader)
     per_epoch = loader.steps_per_epoch
-    return Plan(
+    found = Plan(
         dict(loader.info.sizes),
+        loader.info.shape,
         per_epoch,
         steps_of(config, per_epoch),
         size.parameters,
         size.trainable,
         config.sweep.trials if config.sweep else 0,
+        config.scale.workers,
+        config.train.batch_size,
     )
+    return _with_memory(found, config, task, loader.info) if memory else found
+
+
+def _with_memory(found: Plan, config: ExperimentConfig, task: Task, info: DataInfo) -> Plan:
+    """A plan with memory and, where this file was measured here before, time."""
+    config, device = _placed_here(config)
+    use_threads(config)
+    measured = known(config, info, device)
+    if measured:
+        changes = {PRECISION: measured.precision, MEMORY_FORMAT: measured.memory_format}
+        config = derive(config, changes)
+    if config.train.micro_batch == "auto":
+        readers = copies(config.engine, config.scale.workers)
+        config = derive(config, {MICRO_BATCH: micro_batch(config, readers)})
+    seconds = measured.seconds if measured else None
+    try:
+        memory = report(MemoryPlanner(config, task=task, info=info, device=device))
+    except UserError as error:
+        return replace(found, memory_note=str(error), step_seconds=seconds)
+    return replace(found, memory=memory, step_seconds=seconds)
 
 
 def default_device() -> torch.device:
@@ -231,12 +339,8 @@ def _train_here(
     config: ExperimentConfig, root: Path, resume: bool, on_step: Callable[[StepInfo], None]
 ) -> RunResult:
     """Trains in this process, on all of its cores unless the file says otherwise."""
-    scale = config.scale
-    cpus = len(os.sched_getaffinity(0)) if scale.cpus == "auto" else scale.cpus
-    gpus = float(torch.cuda.is_available()) if scale.gpus == "auto" else scale.gpus
-    config = derive(config, {"scale.cpus": cpus, "scale.gpus": gpus})
-    device = default_device() if gpus else torch.device("cpu")
-    InProcessHost(device).capacity(Resources(1, cpus, gpus))
+    config, device = _placed_here(config)
+    InProcessHost(device).capacity(resources_of(config))
     steps = run(config, worker=SingleWorker(device), root=root, resume=resume)
     while True:
         try:
@@ -247,13 +351,23 @@ def _train_here(
         on_step(info)
 
 
+def _placed_here(config: ExperimentConfig) -> tuple[ExperimentConfig, torch.device]:
+    """The file with `auto` cores and GPUs replaced by this machine's, and a worker's device."""
+    scale = config.scale
+    cores = max(len(os.sched_getaffinity(0)) // scale.workers, 1)
+    cpus = cores if scale.cpus == "auto" else scale.cpus
+    gpus = float(torch.cuda.is_available()) if scale.gpus == "auto" else scale.gpus
+    placed = derive(config, {"scale.cpus": cpus, "scale.gpus": gpus})
+    return placed, default_device() if gpus else torch.device("cpu")
+
+
 @contextmanager
 def _ray(config: ExperimentConfig, address: str | None, root: Path) -> Iterator[RayHost]:
     """A Ray host for the length of a block; tracebacks of what fails go to the run's logs."""
     from orchestrator.launch.cluster import start_or_attach
     from orchestrator.launch.ray_host import RayHost
 
-    session = start_or_attach(address, plugins=config.plugins)
+    session = start_or_attach(address, modules=named_modules(config))
     host = RayHost(session, traces=RunPaths(root).logs)
     try:
         yield host

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -14,16 +15,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from orchestrator.config.engines import PlainEngineConfig
+from orchestrator.config.engines import PipelineEngineConfig, PlainEngineConfig, copies
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.load import derive
 from orchestrator.config.training import TrainConfig
 from orchestrator.data.types import DataInfo, GlobalBatch, Loader
+from orchestrator.engine.pipeline_cut import balanced, check_stages, stage_seconds
 from orchestrator.engine.plain import PlainEngine
+from orchestrator.engine.shared import autocast, place_inputs, set_memory_format
+from orchestrator.errors import UserError
 from orchestrator.files import cache_root, read_json, write_json
 from orchestrator.host import SingleWorker, Worker
 from orchestrator.networks import build_network
+from orchestrator.plan.engine import adopt_engine
 from orchestrator.seeding import AUTO
 from orchestrator.seeding import derive as derive_seed
 from orchestrator.tasks.base import Task
@@ -33,11 +39,14 @@ PRECISION, MEMORY_FORMAT, MICRO_BATCH = (
     "train.memory_format",
     "train.micro_batch",
 )
+CUT = "engine.cut"
 TOLERANCE = 0.05
 """Largest relative difference from fp32's loss at which a faster choice is still taken."""
 GAIN = 0.97
 """A choice must take at most this share of the plainer one's time to replace it."""
 WARMUP, TIMED = 2, 4
+PIPED = 4
+"""Micro-batches of a pipeline for each of its stages, where the file leaves it open."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class Measurement:
 def is_open(config: ExperimentConfig) -> bool:
     """Whether a file leaves something to be resolved."""
     train = config.train
-    return "auto" in (train.precision, train.memory_format, train.micro_batch)
+    return "auto" in (train.precision, train.memory_format, train.micro_batch) or _uncut(config)
 
 
 def adopt(config: ExperimentConfig, earlier: ExperimentConfig) -> ExperimentConfig:
@@ -63,7 +72,9 @@ def adopt(config: ExperimentConfig, earlier: ExperimentConfig) -> ExperimentConf
         name = key.split(".")[1]
         if getattr(config.train, name) == "auto":
             changes[key] = getattr(earlier.train, name)
-    return derive(config, changes) if changes else config
+    if _uncut(config):
+        changes[CUT] = getattr(earlier.engine, "cut", None)
+    return adopt_engine(derive(config, changes) if changes else config, earlier)
 
 
 def resolve(
@@ -80,23 +91,101 @@ def resolve(
     changes: dict[str, object] = {}
     measured: list[Measurement] = []
     if config.train.micro_batch == "auto":
-        changes[MICRO_BATCH] = math.ceil(config.train.batch_size / worker.world_size)
+        changes[MICRO_BATCH] = micro_batch(config, copies(config.engine, worker.world_size))
     if "auto" in (config.train.precision, config.train.memory_format):
         if worker.is_main:
             best, measured = _fastest(config, task, loader, worker.device)
             changes |= {PRECISION: best.precision, MEMORY_FORMAT: best.memory_format}
         changes = worker.broadcast(changes)
-    return (derive(config, changes) if changes else config), measured
+    config = derive(config, changes) if changes else config
+    if _uncut(config):
+        config = derive(config, {CUT: _agreed_cut(config, task, loader, worker)})
+    return config, measured
+
+
+def micro_batch(config: ExperimentConfig, readers: int) -> int:
+    """Samples of a micro-batch: the file's number, or so many that each reader has one.
+
+    In a pipeline it has several for each stage, for while the first and the last of them pass
+    through, stages wait.
+    """
+    size = config.train.micro_batch
+    if isinstance(size, int):
+        return size
+    parts = PIPED * config.engine.stages if isinstance(config.engine, PipelineEngineConfig) else 1
+    return math.ceil(config.train.batch_size / (readers * parts))
+
+
+def _uncut(config: ExperimentConfig) -> bool:
+    """Whether a pipeline's cut is to be measured. Models that are searched are cut one by one."""
+    engine = config.engine
+    searched = config.sweep.space if config.sweep else ()
+    return (
+        isinstance(engine, PipelineEngineConfig)
+        and engine.cut is None
+        and engine.balance == "time"
+        and not any(key.startswith("model.") for key in searched)
+    )
+
+
+def _agreed_cut(
+    config: ExperimentConfig, task: Task, loader: Loader, worker: Worker
+) -> tuple[int, ...]:
+    """Rank 0's cut on every rank; where it can't be, every rank says why."""
+    found: tuple[int, ...] | UserError | None = None
+    if worker.is_main:
+        try:
+            found = _even_cut(config, task, loader, worker.device)
+        except UserError as error:
+            found = error
+    found = worker.broadcast(found)
+    if isinstance(found, UserError):
+        raise found
+    assert found is not None
+    return found
+
+
+def _even_cut(
+    config: ExperimentConfig, task: Task, loader: Loader, device: torch.device
+) -> tuple[int, ...]:
+    """The cut whose slowest part is fastest, measured on the first micro-batch."""
+    engine, train = config.engine, config.train
+    assert isinstance(engine, PipelineEngineConfig)
+    path = cache_root() / "auto" / f"cut-{_key(config, loader.info, device)}.json"
+    with contextlib.suppress(OSError, ValueError):
+        return tuple(read_json(path)[str(engine.stages)])
+    with torch.random.fork_rng():
+        network = _network(config, task, loader).train().to(device)
+        check_stages(engine, network)
+        channels_last = train.memory_format == "channels_last"
+        if channels_last:
+            set_memory_format(network, torch.channels_last)
+        batch = place_inputs(next(loader.train(0)).micro_batches[0], device, channels_last)
+        with autocast(device, train.precision):
+            seconds = stage_seconds(network, batch.inputs)
+    cut = balanced(seconds, engine.stages)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {str(engine.stages): list(cut)})
+    return cut
+
+
+def known(config: ExperimentConfig, info: DataInfo, device: torch.device) -> Measurement | None:
+    """What an earlier run measured as fastest for the same file on the same hardware."""
+    try:
+        return Measurement(**read_json(_path(config, info, device)))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _path(config: ExperimentConfig, info: DataInfo, device: torch.device) -> Path:
+    return cache_root() / "auto" / f"{_key(config, info, device)}.json"
 
 
 def _fastest(
     config: ExperimentConfig, task: Task, loader: Loader, device: torch.device
 ) -> tuple[Measurement, list[Measurement]]:
-    path = cache_root() / "auto" / f"{_key(config, loader.info, device)}.json"
-    try:
-        return Measurement(**read_json(path)), []
-    except (OSError, ValueError, TypeError):
-        pass
+    if found := known(config, loader.info, device):
+        return found, []
     candidates = list(itertools.product(_precisions(config, device), _formats(config, loader.info)))
     if len(candidates) == 1:
         precision, memory_format = candidates[0]
@@ -105,6 +194,7 @@ def _fastest(
     with torch.random.fork_rng():
         measured = [_measure(config, task, loader, device, batches, *c) for c in candidates]
     best = choose(measured)
+    path = _path(config, loader.info, device)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(best))
     return best, measured
@@ -147,14 +237,7 @@ def _measure(
     precision: str,
     memory_format: str,
 ) -> Measurement:
-    torch.manual_seed(derive_seed(config.seed, AUTO))
-    network = build_network(
-        config.model,  # type: ignore[arg-type]
-        outputs=task.outputs(loader.info),
-        shape=loader.info.shape,
-        vocabulary=loader.info.vocabulary,
-        per_token=task.per_token,
-    )
+    network = _network(config, task, loader)
     train = TrainConfig.model_validate(
         config.train.model_dump() | {"precision": precision, "memory_format": memory_format}
     )
@@ -175,6 +258,18 @@ def _measure(
     engine.close()
     timed = seconds[WARMUP:] or seconds
     return Measurement(precision, memory_format, statistics.median(timed), loss)
+
+
+def _network(config: ExperimentConfig, task: Task, loader: Loader) -> nn.Module:
+    """A throw-away copy."""
+    torch.manual_seed(derive_seed(config.seed, AUTO))
+    return build_network(
+        config.model,  # type: ignore[arg-type]
+        outputs=task.outputs(loader.info),
+        shape=loader.info.shape,
+        vocabulary=loader.info.vocabulary,
+        per_token=task.per_token,
+    )
 
 
 def _key(config: ExperimentConfig, info: DataInfo, device: torch.device) -> str:

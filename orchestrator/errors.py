@@ -8,6 +8,7 @@ OrchError                     anything below; `exit_code` is what the command li
 │   ├── RunFolderError        a run folder is missing, taken, finished or of another digest
 │   ├── WeightsError          a weights file does not fit the model
 │   └── ResourceError         the machine or the cluster lacks what the file asks for
+│       └── OutOfMemoryError  memory ran out while training or evaluating
 └── WorkError                 the work itself failed (exit code 1)
     ├── CheckpointError       a checkpoint could not be written or read
     ├── NonFiniteLossError    the loss became NaN or infinite
@@ -61,6 +62,22 @@ class WeightsError(UserError):
 
 class ResourceError(UserError):
     """The machine or the cluster lacks what the file asks for."""
+
+
+class OutOfMemoryError(ResourceError):
+    """Memory ran out while training or evaluating.
+
+    Args:
+        message: what did not fit, and the way out.
+        step: how many optimizer steps were done.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message, step)  # both, so that it travels between processes
+        self.message, self.step = message, step
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class WorkError(OrchError):

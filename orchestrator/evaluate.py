@@ -28,15 +28,19 @@ def evaluate(
         Values named ``<split>/<metric>``, the mean ``<split>/loss`` among them.
     """
     metrics = task.metrics(loader.info).to(worker.device)
+    for metric in metrics.values():
+        metric.process_group = worker.group
     total = torch.zeros(2, dtype=torch.float64, device=worker.device)
     for batch in _in_step(loader, split, worker, batch_size):
         output = step(task, batch)
         if len(batch):
             task.update(metrics, output, batch)
-            total += torch.stack([output.loss.double() * len(batch), total.new_tensor(len(batch))])
-    loss_sum, samples = worker.sum(total).tolist()
+            weight = task.weight(batch)
+            count = total.new_tensor(len(batch)) if weight is None else weight.double()
+            total += torch.stack([output.loss.double() * count, count])
+    loss_sum, answers = worker.sum(total).tolist()
     values = {name: float(value) for name, value in metrics.compute().items()}
-    values["loss"] = loss_sum / samples
+    values["loss"] = loss_sum / answers
     return Evaluation(split, {f"{split}/{name}": value for name, value in sorted(values.items())})
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from orchestrator.config.duration import Interval
 from orchestrator.config.training import EarlyStoppingConfig
 from orchestrator.errors import NonFiniteLossError
 from orchestrator.loop import RunState, Signal, StepInfo
@@ -30,16 +31,16 @@ class _Hook:
 
 
 class Every(_Hook):
-    """Asks for a signal at every multiple of `steps`, and at the last step."""
+    """Asks for a signal at every point of an interval, and at the last step."""
 
-    def __init__(self, signal: Signal, steps: int) -> None:
-        self._signal, self._steps = signal, max(steps, 1)
+    def __init__(self, signal: Signal, interval: Interval) -> None:
+        self._signal, self._interval = signal, interval
 
     def __call__(self, info: StepInfo, run: RunState) -> Signal:
         """See `Hook`."""
         if info.evaluation is not None:
             return Signal.NONE
-        due = info.step % self._steps == 0 or info.step == run.total_steps
+        due = self._interval.meets(info.step) or info.step == run.total_steps
         return self._signal if due else Signal.NONE
 
 
@@ -82,8 +83,8 @@ class Log(_Hook):
 
 def _means_over_ranks(info: StepInfo, run: RunState) -> dict[str, float]:
     """The loss over all ranks; the task's further metrics are rank 0's."""
-    total = run.worker.sum(info.loss.detach().float() * info.seen)
-    values = {"train/loss": float(total) / info.samples}
+    total = run.worker.sum(info.loss.detach().float().clone())
+    values = {"train/loss": float(total) / run.worker.world_size}
     return values | {f"train/{name}": float(value) for name, value in info.metrics.items()}
 
 

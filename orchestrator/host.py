@@ -19,6 +19,8 @@ class Worker(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    group: Any
+    """The process group that `sum` is over; None for all ranks."""
 
     @property
     def is_main(self) -> bool:
@@ -52,6 +54,7 @@ class SingleWorker:
     rank = 0
     world_size = 1
     is_main = True
+    group = None
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
@@ -78,6 +81,8 @@ class SingleWorker:
 
 class GroupWorker:
     """One rank of an initialised `torch.distributed` process group."""
+
+    group = None
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)

@@ -44,8 +44,8 @@ class StepInfo:
         step: optimizer steps so far, from 1.
         total: optimizer steps of the whole run.
         epoch: epochs so far; 1.5 is half-way through the second.
-        loss: mean over this rank's samples, on the device; reading it waits for the device.
-        seen: samples of this step on this rank.
+        loss: this rank's part of the step's loss, whose mean over ranks is the whole, on the
+            device; reading it waits for the device.
         samples: samples of this step over all ranks.
         metrics: further scalars of the task, on the device.
         evaluation: set when this step was evaluated.
@@ -56,7 +56,6 @@ class StepInfo:
     epoch: float
     loss: Tensor
     lr: float
-    seen: int
     samples: int
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
     evaluation: Evaluation | None = None
@@ -151,14 +150,12 @@ def _step(run: RunState, batch: GlobalBatch) -> StepInfo:
     lr = run.lr * run.schedule(run.step)
     output = run.engine.train_step(run.task, batch, lr)
     run.step += 1
-    seen = sum(map(len, batch.micro_batches))
     return StepInfo(
         run.step,
         run.total_steps,
         run.epoch,
         output.loss,
         lr,
-        seen,
         batch.samples,
         output.metrics,
     )

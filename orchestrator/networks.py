@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from orchestrator.config.model import ImportedModel, Model, misfit
 from orchestrator.errors import UserError, WeightsError
 from orchestrator.models.registry import create, create_sequence_model
 from orchestrator.models.weights import WeightsMismatch, load_weights
+from orchestrator.optim.names import match_parameters
 
 
 def build_network(
@@ -23,6 +24,7 @@ def build_network(
     vocabulary: int | None = None,
     per_token: bool = False,
     load: bool = True,
+    recompute: bool = False,
 ) -> nn.Module:
     """The network of a section, on the current default device.
 
@@ -33,6 +35,7 @@ def build_network(
         vocabulary: how many tokens there are; None for images. What builds a network is given it,
             and `per_token`, only for texts.
         per_token: whether each token has an answer, or the whole text one.
+        recompute: keep few activations for the backward pass and compute the others again.
         load: read `weights` where the section names a file, and freeze what it says.
 
     Raises:
@@ -55,23 +58,51 @@ def build_network(
             raise WeightsError(f"model.weights: {error}") from error
     if load:
         freeze(network, section.freeze)
+    if recompute:
+        _checkpoint_activations(network, section)
     return network
 
 
+def _checkpoint_activations(network: nn.Module, section: Model) -> None:
+    switch = getattr(network, "set_checkpointing", None)
+    if switch is None:
+        raise UserError(
+            f"train.checkpoint_activations needs a model with stages, but {section.type} gives a "
+            f"{type(network).__name__} without set_checkpointing; remove it"
+        )
+    switch(True)
+
+
 def freeze(network: nn.Module, patterns: tuple[str, ...]) -> None:
-    """Stops the parameters whose names match a pattern (`stem.*`) from learning.
+    """Stops the parameters that a pattern of names or a stage's name means from learning.
 
     Raises:
-        UserError: for a pattern that matches nothing, naming the top-level modules.
+        UserError: for a pattern that matches nothing, naming modules and stages.
     """
-    names = dict(network.named_parameters())
     for pattern in patterns:
-        matched = [name for name in names if fnmatchcase(name, pattern)]
-        if not matched:
-            tops = ", ".join(sorted({name.split(".")[0] + ".*" for name in names}))
-            raise UserError(f"model.freeze: {pattern!r} matches no parameter; there are {tops}")
-        for name in matched:
-            names[name].requires_grad_(False)
+        for parameter in match_parameters(network, pattern, key="model.freeze").values():
+            parameter.requires_grad_(False)
+
+
+def freeze_until(network: nn.Module, phases: Sequence[Sequence[str]], phase: int) -> None:
+    """Stops what begins to learn only after a phase, and has not learnt in an earlier one.
+
+    Args:
+        phases: what each phase, from 1, lets learn: patterns of names, or stages' names.
+        phase: the present one, from 0.
+
+    Raises:
+        UserError: for a pattern that matches nothing.
+    """
+    learning: set[int] = set()
+    for number, patterns in enumerate(phases):
+        for pattern in patterns:
+            key = f"train.unfreeze[{number}].parameters"
+            for parameter in match_parameters(network, pattern, key=key).values():
+                if number < phase:
+                    learning.add(id(parameter))
+                elif id(parameter) not in learning:
+                    parameter.requires_grad_(False)
 
 
 def build_zoo_model(

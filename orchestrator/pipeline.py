@@ -16,11 +16,13 @@ from orchestrator import auto, distill
 from orchestrator.config.digest import config_digest, digest_difference
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.load import derive, dump_yaml, load_config
+from orchestrator.config.user_code import named_modules
 from orchestrator.ensemble.build import build_ensemble
 from orchestrator.errors import OrchError, TrialError
 from orchestrator.files import write_json
 from orchestrator.host import Host, Pending, Resources, TrialJob
 from orchestrator.predict import predict_run
+from orchestrator.run_folder.code import keep_code
 from orchestrator.run_folder.ensemble_file import read_ensemble
 from orchestrator.run_folder.opening import OpenedRun, open_run
 from orchestrator.run_folder.paths import RunPaths, Target
@@ -77,7 +79,7 @@ def sweep(
     """
     paths = RunPaths(root)
     if paths.status.exists() and paths.config.exists():
-        config = auto.adopt(config, load_config(paths.config))
+        config = auto.adopt(config, load_config(paths.config, kept_code=False))
     config = place(config, host, sweep=True)
     opened = open_run(
         paths,
@@ -88,6 +90,7 @@ def sweep(
         kind="sweep",
     )
     with opened, _noting_the_end(opened):
+        keep_code(paths, named_modules(config))
         return _Pipeline(config, host, paths, opened, listen).run()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from orchestrator.config.base import build
 from orchestrator.config.experiment import ExperimentConfig
@@ -17,9 +19,10 @@ from orchestrator.data.text.tokenizer import BEGIN, END, PAD, UNKNOWN
 from orchestrator.data.types import Batch, Loader
 from orchestrator.engine.shared import autocast, place_inputs, set_memory_format
 from orchestrator.errors import DataError, RunFolderError
-from orchestrator.evaluate import predict, samples_of
+from orchestrator.evaluate import Step, evaluate, predict, samples_of
 from orchestrator.host import Worker
-from orchestrator.run_folder.model_file import load_model, model_digest
+from orchestrator.loop import Evaluation
+from orchestrator.run_folder.model_file import ModelSpec, load_model, model_digest
 from orchestrator.run_folder.paths import RunPaths
 from orchestrator.run_folder.predictions import Predictions, read_predictions, write_predictions
 from orchestrator.run_folder.records import EventLog
@@ -43,14 +46,33 @@ def predict_run(*, worker: Worker, root: Path, split: str) -> Predictions:
     path = paths.predictions(split)
     if path.exists() and path.stat().st_mtime >= paths.model.stat().st_mtime:
         return read_predictions(path)
-    config = load_config(paths.config)
-    if isinstance(config.scale.cpus, int):
-        torch.set_num_threads(config.scale.cpus)
+    config = _config(paths)
     predictions = _predict(config, root, split, worker)
     write_predictions(path, predictions)
     if split == "test":
         _record_reading(paths)
     return predictions
+
+
+def measure_run(*, worker: Worker, root: Path, split: str) -> Evaluation:
+    """Every metric of a run's task on a split of the data it was trained on; nothing is kept.
+
+    It is for tasks with an answer for each token; `predict_run` serves the others. A reading of the
+    test split is recorded in the run's `events.jsonl`.
+
+    Raises:
+        RunFolderError: if the run has no trained model.
+        DataError: if the data set has no such split, or is not the one of the training.
+    """
+    paths = RunPaths(root)
+    config = _config(paths)
+    network, spec = load_model(root)
+    task: Task = build("task", config.task)
+    with _reading(config, network, spec, split, worker) as (loader, step):
+        found = evaluate(step, task, loader, split, worker, config.evaluate.batch_size)
+    if split == "test":
+        _record_reading(paths)
+    return found
 
 
 def predict_texts(root: Path, texts: Sequence[str]) -> np.ndarray:
@@ -125,20 +147,40 @@ def continue_text(
     return spec.tokenizer.decode(numbers[-count:] if count else [])
 
 
+def _config(paths: RunPaths) -> ExperimentConfig:
+    """A run's file, its number of threads put to use."""
+    config = load_config(paths.config)
+    if isinstance(config.scale.cpus, int):
+        torch.set_num_threads(config.scale.cpus)
+    return config
+
+
 def _predict(config: ExperimentConfig, root: Path, split: str, worker: Worker) -> Predictions:
     network, spec = load_model(root)
     if spec.per_token:
         raise DataError(
             f"{root} answers with a token for each token, and only answers of one label a sample "
-            "are kept and compared; its metrics on val are in metrics.jsonl"
+            "are kept and compared; `orch evaluate` measures it alone"
         )
+    with _reading(config, network, spec, split, worker) as (loader, step):
+        task: Task = build("task", ClassifyTask())
+        found = predict(step, task, loader, split, worker, config.evaluate.batch_size)
+    assert found is not None
+    return found
+
+
+@contextmanager
+def _reading(
+    config: ExperimentConfig, network: nn.Module, spec: ModelSpec, split: str, worker: Worker
+) -> Iterator[tuple[Loader, Step]]:
+    """The loader of the data that a network was trained on, and its step in evaluation mode."""
     loader = _loader(config, worker)
     if not samples_of(loader.info, split):
         have = ", ".join(name for name, size in loader.info.sizes.items() if size)
         raise DataError(f"the data set has no samples in split {split!r}; it has {have}")
     if spec.data_digest != loader.info.digest:
         raise DataError(
-            f"{root} was trained on other data ({spec.data_digest[:12]}) than "
+            f"{config.name} was trained on other data ({spec.data_digest[:12]}) than "
             f"data.source gives now ({loader.info.digest[:12]})"
         )
     channels_last = spec.memory_format == "channels_last"
@@ -151,11 +193,10 @@ def _predict(config: ExperimentConfig, root: Path, split: str, worker: Worker) -
         with torch.no_grad(), autocast(worker.device, spec.precision):
             return task.loss(task.forward(network, batch), batch)
 
-    task: Task = build("task", ClassifyTask())
-    found = predict(step, task, loader, split, worker, config.evaluate.batch_size)
-    loader.close()
-    assert found is not None
-    return found
+    try:
+        yield loader, step
+    finally:
+        loader.close()
 
 
 def _loader(config: ExperimentConfig, worker: Worker) -> Loader:

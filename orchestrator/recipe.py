@@ -2,82 +2,37 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from orchestrator import auto
-from orchestrator.config.base import build
+from orchestrator import auto, recovery
 from orchestrator.config.digest import config_digest, digest_difference
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.load import dump_yaml, load_config
 from orchestrator.config.plugins import load_plugins
-from orchestrator.config.training import DistillTask
-from orchestrator.data.types import Loader
-from orchestrator.engine.base import Engine
-from orchestrator.errors import OrchError, RunFolderError
-from orchestrator.evaluate import evaluate, predict, samples_of
+from orchestrator.config.user_code import named_modules
+from orchestrator.errors import OrchError, OutOfMemoryError, RunFolderError
+from orchestrator.evaluate import evaluate
 from orchestrator.files import read_json, write_json
+from orchestrator.finish import RunResult, finish
 from orchestrator.hooks import EarlyStopping, Every, Interrupt, KeepBest, Log
 from orchestrator.host import SingleWorker, Worker
 from orchestrator.loop import Evaluation, Hook, RunState, Signal, StepInfo, fit
-from orchestrator.networks import build_network
+from orchestrator.optim.optimizers import peak_rate
 from orchestrator.optim.schedules import build_schedule
+from orchestrator.parts import Parts, prepare, steps_of, use_threads
 from orchestrator.run_folder.checkpoint import CheckpointStore
 from orchestrator.run_folder.checkpoint_group import save_together
+from orchestrator.run_folder.code import keep_code
 from orchestrator.run_folder.environment import describe_environment, environment_changes
-from orchestrator.run_folder.model_file import ModelSpec, save_model
 from orchestrator.run_folder.opening import OpenedRun, open_run
-from orchestrator.run_folder.paths import RunPaths, resolve_target
-from orchestrator.run_folder.predictions import write_predictions
+from orchestrator.run_folder.paths import RunPaths
 from orchestrator.run_folder.records import drop_after
 from orchestrator.run_folder.status import Best
-from orchestrator.seeding import INIT, derive
-from orchestrator.tasks.base import Task
-from orchestrator.tasks.distill import TEACHER
-from orchestrator.teacher import (
-    LiveTeacher,
-    TaughtLoader,
-    check_teacher,
-    find_teacher,
-    stored_answers,
-)
-from orchestrator.tracking.base import Tracker, artifact_of, build_tracker
-
-HELD_OUT = ("val", "select")
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended; `best` has step, epoch, value and metrics of the best evaluation."""
-
-    root: Path
-    state: Literal["done", "interrupted"]
-    why: str
-    step: int
-    best: Mapping[str, Any] | None
-
-
-@dataclass
-class Parts:
-    """What one rank needs to train: built from a file, before any step."""
-
-    config: ExperimentConfig
-    worker: Worker
-    task: Task
-    loader: Loader
-    engine: Engine
-
-    def close(self) -> None:
-        """Frees memory, devices and background work."""
-        self.engine.close()
-        self.loader.close()
+from orchestrator.tracking.base import Tracker, build_tracker
 
 
 def run(
@@ -115,11 +70,28 @@ def run(
         if not existed:
             opened = _open_on_main(paths, parts.config, worker, resume)
         if opened:
+            if parts.choice:
+                opened.events.record("auto", parts.choice.why, **parts.choice.changes)
             for one in measured:
                 opened.events.record("auto", "measured a training step", **vars(one))
             _describe(paths, parts, opened)
-        tracker = build_tracker(parts.config, paths, worker, group=group, job_type=job_type)
-        return (yield from _train(parts, paths, opened, tracker))
+            for name in keep_code(paths, named_modules(parts.config)):
+                opened.events.record("environment", f"changed since the run began: {name}")
+        while True:
+            tracker = build_tracker(parts.config, paths, worker, group=group, job_type=job_type)
+            try:
+                return (yield from _train(parts, paths, opened, tracker))
+            except OutOfMemoryError as error:
+                # Other ranks wait for this one in a collective: they all have to be started anew.
+                if worker.world_size > 1 or not recovery.may_restart(error, paths):
+                    raise
+                shortage = error
+            config = parts.config
+            parts.close()
+            del parts, tracker
+            recovery.release(shortage)
+            assert opened is not None  # of a single worker
+            parts, _ = prepare(recovery.begin_again(opened, config, shortage), worker)
     except OrchError as error:
         if opened:
             opened.status.finish("failed", str(error))
@@ -127,86 +99,12 @@ def run(
     except Exception as error:
         if opened:
             opened.status.finish("failed", f"{type(error).__name__}: {error}")
+        if recovery.is_out_of_memory(error):
+            raise recovery.in_building(error) from error
         raise
     finally:
         if opened:
             opened.close()
-
-
-def prepare(config: ExperimentConfig, worker: Worker) -> tuple[Parts, list[auto.Measurement]]:
-    """Builds task, loader and engine, with every `auto` resolved."""
-    task: Task = build("task", config.task)
-    loader = build_loader(config, worker)
-    measured: list[auto.Measurement] = []
-    if auto.is_open(config):
-        config, measured = auto.resolve(config, task=task, loader=loader, worker=worker)
-    engine = build_engine(config, task=task, loader=loader, worker=worker)
-    return Parts(config, worker, task, loader, engine), measured
-
-
-def build_loader(config: ExperimentConfig, worker: Worker) -> Loader:
-    """The loader that a file asks for, a teacher's answers joined where the task needs them."""
-    task = config.task
-    if not isinstance(task, DistillTask):
-        return _loader(config, worker, {})
-    folder = Path(task.teacher)
-    teacher = find_teacher(resolve_target(folder, folder.parent))
-    if task.teacher_sees == "augmented":
-        loader = _loader(config, worker, {})
-        return TaughtLoader(loader, LiveTeacher(teacher, loader.info, worker))
-    loader = _loader(config, worker, {TEACHER: stored_answers(teacher)})
-    check_teacher(teacher, loader.info)
-    return loader
-
-
-def _loader(
-    config: ExperimentConfig, worker: Worker, extra_targets: Mapping[str, np.ndarray]
-) -> Loader:
-    micro_batch = config.train.micro_batch
-    loader: Loader = build(
-        "loader",
-        config.data.loader,
-        data=config.data,
-        seed=config.seed,
-        batch_size=config.train.batch_size,
-        micro_batch=None if micro_batch == "auto" else micro_batch,
-        worker=worker,
-        extra_targets=extra_targets,
-    )
-    return loader
-
-
-def build_engine(config: ExperimentConfig, *, task: Task, loader: Loader, worker: Worker) -> Engine:
-    """The engine that a file asks for, around a freshly initialised network."""
-    torch.manual_seed(derive(config.seed, INIT))
-    network = build_network(
-        config.model,  # type: ignore[arg-type]
-        outputs=task.outputs(loader.info),
-        shape=loader.info.shape,
-        vocabulary=loader.info.vocabulary,
-        per_token=task.per_token,
-    )
-    engine: Engine = build(
-        "engine",
-        config.engine,
-        model=network,
-        optimizer=config.optimizer,
-        train=config.train,
-        seed=config.seed,
-        worker=worker,
-    )
-    return engine
-
-
-def use_threads(config: ExperimentConfig) -> None:
-    """Gives PyTorch the cores that the file says; results depend on their number."""
-    if isinstance(config.scale.cpus, int):
-        torch.set_num_threads(config.scale.cpus)
-
-
-def steps_of(config: ExperimentConfig, steps_per_epoch: int) -> int:
-    """Optimizer steps of the whole run, at least one."""
-    return max(config.train.duration.steps(steps_per_epoch), 1)
 
 
 # --- opening -------------------------------------------------------------------------------
@@ -220,7 +118,8 @@ def _open_existing(
     What the run resolved `auto` to is taken over, never measured again.
     """
     if paths.config.exists():
-        config = auto.adopt(config, load_config(paths.config))
+        earlier = load_config(paths.config, kept_code=False)
+        config = recovery.adopt(auto.adopt(config, earlier), earlier, paths)
     return _open_on_main(paths, config, worker, resume), config
 
 
@@ -252,6 +151,24 @@ def check_folder(config: ExperimentConfig, root: Path, resume: bool) -> None:
     opened, _ = _open_existing(paths, config, SingleWorker(), resume)
     if opened:
         opened.close()
+
+
+def begin_again(config: ExperimentConfig, root: Path, error: OutOfMemoryError) -> ExperimentConfig:
+    """Makes a folder whose group ran out of memory ready for smaller micro-batches.
+
+    Returns:
+        The file to start the group with.
+
+    Raises:
+        OutOfMemoryError: if the run was further than its first steps, or nothing is left to halve.
+    """
+    paths = RunPaths(root)
+    if not recovery.may_restart(error, paths):
+        raise error
+    opened, config = _open_existing(paths, config, SingleWorker(), resume=True)
+    assert opened is not None
+    with opened:
+        return recovery.begin_again(opened, config, error)
 
 
 def _open(paths: RunPaths, config: ExperimentConfig, resume: bool) -> OpenedRun:
@@ -302,12 +219,14 @@ def _train(
             opened.status.finish("interrupted", "stopped from outside; --resume goes on")
         tracker.finish("interrupted")
         raise
-    except BaseException:
+    except BaseException as error:
         tracker.finish("failed")
+        if recovery.is_out_of_memory(error):
+            raise recovery.in_training(error, state.step) from error
         raise
     if opened:
         opened.status.timing("train", time.perf_counter() - began)
-    return _end(parts, paths, opened, tracker, store, state, interrupt)
+    return finish(parts, paths, opened, tracker, store, state, interrupt)
 
 
 def _store(
@@ -337,14 +256,15 @@ def _state(
     total = steps_of(config, per_epoch)
 
     def evaluate_val() -> Evaluation:
-        return evaluate(
-            parts.engine.evaluate_step,
-            parts.task,
-            loader,
-            "val",
-            worker,
-            config.evaluate.batch_size,
-        )
+        with recovery.evaluating(config):
+            return evaluate(
+                parts.engine.evaluate_step,
+                parts.task,
+                loader,
+                "val",
+                parts.reader,
+                config.evaluate.batch_size,
+            )
 
     def save(state: RunState) -> None:
         if opened:
@@ -361,7 +281,7 @@ def _state(
             steps_per_epoch=per_epoch,
             total_steps=total,
         ),
-        lr=config.optimizer.lr,  # type: ignore[attr-defined]
+        lr=peak_rate(config.optimizer, config.train.batch_size),  # type: ignore[arg-type]
         total_steps=total,
         evaluate=evaluate_val,
         save=save,
@@ -375,8 +295,8 @@ def _hooks(
     monitor, mode = config.evaluate.monitor, config.evaluate.mode
     hooks: list[Hook] = [
         Log(tracker, config.train.log_every),
-        Every(Signal.EVALUATE, config.evaluate.every.steps(per_epoch, total)),
-        Every(Signal.CHECKPOINT, config.checkpoint.every.steps(per_epoch, total)),
+        Every(Signal.EVALUATE, config.evaluate.every.interval(per_epoch, total)),
+        Every(Signal.CHECKPOINT, config.checkpoint.every.interval(per_epoch, total)),
         KeepBest(monitor, mode, save=config.checkpoint.keep_best > 0),
         interrupt,
     ]
@@ -418,67 +338,3 @@ def _note(opened: OpenedRun, state: RunState, info: StepInfo) -> None:
     opened.status.progress(info.step, info.epoch, values)
     if info.evaluation and state.best and state.best["step"] == info.step:
         opened.status.best(info.step, state.best["value"], state.best["metrics"])
-
-
-# --- the end -------------------------------------------------------------------------------
-
-
-def _end(
-    parts: Parts,
-    paths: RunPaths,
-    opened: OpenedRun | None,
-    tracker: Tracker,
-    store: CheckpointStore | None,
-    state: RunState,
-    interrupt: Interrupt,
-) -> RunResult:
-    interrupted = interrupt.received is not None
-    if not interrupted:
-        began = time.perf_counter()
-        best = parts.worker.broadcast(store.best_intact() if store else None)
-        if best is not None and best.step != state.step:
-            parts.engine.load_model_state(best.path)
-        export(parts, paths)
-        if opened:
-            opened.status.timing("export", time.perf_counter() - began)
-    why = state.stop_reason or f"all {math.ceil(state.step)} steps trained"
-    result = RunResult(
-        paths.root, "interrupted" if interrupted else "done", why, state.step, state.best
-    )
-    if opened:
-        opened.status.finish(result.state, why)
-    tracker.summary({} if state.best is None else dict(state.best["metrics"]))
-    made = artifact_of(paths)
-    tracker.finish(result.state, [made] if made and not interrupted else [])
-    parts.close()
-    return result
-
-
-def export(parts: Parts, paths: RunPaths) -> None:
-    """Writes the model as it is, and its predictions where a sample has one answer."""
-    config, loader = parts.config, parts.loader
-    for split in () if parts.task.per_token else HELD_OUT:
-        if samples_of(loader.info, split):
-            predictions = predict(
-                parts.engine.evaluate_step,
-                parts.task,
-                loader,
-                split,
-                parts.worker,
-                config.evaluate.batch_size,
-            )
-            if predictions is not None:
-                write_predictions(paths.predictions(split), predictions)
-    weights = parts.engine.model_state()
-    if parts.worker.is_main:
-        spec = ModelSpec.of(
-            config.model.model_dump(mode="json"),
-            parts.task.outputs(loader.info),
-            loader.info,
-            plugins=config.plugins,
-            precision=config.train.precision,
-            memory_format=config.train.memory_format,
-            per_token=parts.task.per_token,
-        )
-        save_model(paths, weights, spec)
-    parts.worker.barrier()

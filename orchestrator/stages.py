@@ -16,10 +16,15 @@ from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.load import load_config
 from orchestrator.config.plugins import load_plugins
 from orchestrator.data.types import Loader
+from orchestrator.engine.pipeline_cut import check_pipeline
 from orchestrator.errors import CheckpointError
+from orchestrator.finish import RunResult, export
 from orchestrator.host import SingleWorker, Worker
-from orchestrator.networks import build_network, freeze
-from orchestrator.recipe import RunResult, build_loader, export, prepare, run, steps_of, use_threads
+from orchestrator.networks import build_network, freeze, freeze_until
+from orchestrator.optim.groups import parameter_groups
+from orchestrator.parts import build_loader, prepare, steps_of, use_threads
+from orchestrator.plan import engine as auto_engine
+from orchestrator.recipe import run
 from orchestrator.run_folder.checkpoint import Checkpoints
 from orchestrator.run_folder.paths import RunPaths
 from orchestrator.run_folder.status import Status
@@ -118,7 +123,7 @@ def describe_network(config: ExperimentConfig, task: Task, loader: Loader) -> Ne
     """Builds the file's network without memory, on the meta device, to see that it fits the data.
 
     Raises:
-        UserError: for options that are impossible for this input, or a pattern in `model.freeze`
+        UserError: for options that are impossible for this input, or a pattern of parameters
             that matches nothing.
     """
     with torch.device("meta"):
@@ -129,8 +134,12 @@ def describe_network(config: ExperimentConfig, task: Task, loader: Loader) -> Ne
             vocabulary=loader.info.vocabulary,
             per_token=task.per_token,
             load=False,
+            recompute=config.train.checkpoint_activations,
         )
     freeze(network, config.model.freeze)  # type: ignore[attr-defined]
+    freeze_until(network, [one.parameters for one in config.train.unfreeze], 0)
+    parameter_groups(network, config.optimizer)  # type: ignore[arg-type]
+    check_pipeline(config.engine, network, task)
     sizes = [(one.numel(), one.requires_grad) for one in network.parameters()]
     return NetworkSize(
         sum(count for count, _ in sizes), sum(count for count, learns in sizes if learns)
@@ -145,6 +154,13 @@ def prepare_sweep(*, worker: Worker, config: ExperimentConfig) -> Prepared:
     task: Task = build("task", config.task)
     describe_network(config, task, loader)
     notes = list(loader.info.notes)
+    if auto_engine.is_open(config):
+        config, choice = auto_engine.choose_engine(
+            config, task=task, info=loader.info, worker=worker
+        )
+        notes.append(choice.why)
+        loader.close()
+        loader = build_loader(config, SingleWorker(worker.device))
     if auto.is_open(config):
         config, measured = auto.resolve(config, task=task, loader=loader, worker=worker)
         train = config.train

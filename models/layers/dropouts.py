@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from ..base import check_rates
 from ..names import choose
 from .drop_path import DropPath
+from .penalties import PriorPenalty
 
 
 class Dropping(nn.Module):
@@ -149,25 +150,29 @@ class Zoneout(Dropping):
         return torch.where(stays, old, new)
 
 
-class ConcreteDropout(nn.Module):
+class ConcreteDropout(PriorPenalty):
     """Dropout whose rate is learned (Gal et al., "Concrete Dropout", 2017).
 
     Any shape in, the same out; each number has a mask of its own. The mask is a relaxed Bernoulli
-    variable, so that the loss has a gradient for the rate. Training lowers `loss + penalty`: the
-    loss alone prefers no dropout.
+    variable, so that the loss has a gradient for the rate. Training lowers the loss plus the
+    divergence from a prior: the loss alone prefers no dropout. Called with the linear layer that
+    takes the dropped features, it keeps that term for whoever asks for its `penalty`.
 
     Args:
         rate: where the rate starts, in (0, 1).
         temperature: of the relaxation; 0 would be a Bernoulli variable without a gradient.
+        length: the prior's length scale l: the larger, the smaller it wants the weights.
     """
 
-    def __init__(self, rate: float = 0.1, temperature: float = 0.1) -> None:
+    def __init__(self, rate: float = 0.1, temperature: float = 0.1, length: float = 0.01) -> None:
         super().__init__()
         if not 0 < rate < 1:
             raise ValueError(f"a learned rate must start in (0, 1), but got {rate!r}; 0.1 is usual")
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, but got {temperature!r}; 0.1 is usual")
-        self.temperature = temperature
+        if not length >= 0:
+            raise ValueError(f"length must be a scale >= 0, but got {length!r}; 0.01 is usual")
+        self.temperature, self.length = temperature, length
         # One number, but no scalar: DeepSpeed can't broadcast those.
         self.logit = nn.Parameter(torch.full((1,), math.log(rate / (1 - rate))))
 
@@ -176,10 +181,15 @@ class ConcreteDropout(nn.Module):
         """The rate as it is now."""
         return self.logit.sigmoid().item()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Returns the input with numbers dropped, softly."""
-        if not self.training:
-            return x
+    def forward(self, x: torch.Tensor, linear: nn.Linear | None = None) -> torch.Tensor:
+        """Returns the input with numbers dropped, softly; with a layer, that layer's output."""
+        dropped = self._drop(x) if self.training else x
+        if linear is None:
+            return dropped
+        self.keep(self.divergence(linear.weight))
+        return linear(dropped)  # type: ignore[no-any-return]
+
+    def _drop(self, x: torch.Tensor) -> torch.Tensor:
         # In single precision at least, because in half log(1 - u) would often be infinite.
         dtype = torch.promote_types(x.dtype, torch.float32)
         u = torch.rand(x.shape, dtype=dtype, device=x.device).clamp(1e-7, 1 - 1e-7)
@@ -188,18 +198,15 @@ class ConcreteDropout(nn.Module):
         keep = torch.sigmoid(-(self.logit + noise) / self.temperature)
         return x * (keep / torch.sigmoid(-self.logit)).to(x.dtype)
 
-    def penalty(
-        self, weight_OI: torch.Tensor, *, samples: int, length: float = 0.01
-    ) -> torch.Tensor:
-        """What the paper adds to the mean loss: the divergence from the prior, per sample.
+    def divergence(self, weight_OI: torch.Tensor) -> torch.Tensor:
+        """The divergence from the prior, for the whole training set (equation 3).
 
-        (l² ‖W‖² / (2 (1 − p)) − I · H(p)) / N, where H is the entropy in nats. The paper's
-        weights are multiplied by 1 − p at inference, so there the first term is l² (1 − p) ‖M‖²/2.
+        l² ‖W‖² / (2 (1 − p)) − I · H(p), where H is the entropy in nats. The paper's weights are
+        multiplied by 1 − p at inference, so there the first term is l² (1 − p) ‖M‖²/2. What is
+        added to the mean loss is this by the number of training samples.
 
         Args:
             weight_OI: of the layer that takes the dropped features, I on its second axis.
-            samples: how many the training set has, N.
-            length: the prior's length scale l: the larger, the smaller it wants the weights.
 
         Returns:
             A scalar with gradients for the rate and the weights.
@@ -207,8 +214,8 @@ class ConcreteDropout(nn.Module):
         log_p, log_keep = F.logsigmoid(self.logit), F.logsigmoid(-self.logit)
         keep = log_keep.exp()
         entropy = -(log_p.exp() * log_p + keep * log_keep)
-        weights = length**2 * weight_OI.square().sum() / (2 * keep)
-        return ((weights - weight_OI.shape[1] * entropy) / samples).squeeze()
+        weights = self.length**2 * weight_OI.square().sum() / (2 * keep)
+        return (weights - weight_OI.shape[1] * entropy).squeeze()
 
 
 DROPOUTS: dict[str, Callable[[float], nn.Module]] = {

@@ -34,12 +34,13 @@ class Block(nn.Module):
         dim: features, D.
         heads: of the attention.
         hidden: features between the two linear layers.
-        dropout: rate on attention weights, between the linear layers, and on each branch.
+        dropout: rate on attention weights and on each branch, and between the linear layers.
         norm_first: norms in front of the branches, not behind the sums.
         activation: one of `ACTIVATIONS`.
         cross: attend to a source too.
         eps: of the norms.
         rotary: turns queries and keys of the self-attention.
+        inner_dropout: drop between the linear layers too, as Vaswani's; BERT and GPT-2 don't.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Block(nn.Module):
         cross: bool = False,
         eps: float = 1e-5,
         rotary: RotaryPositions | None = None,
+        inner_dropout: bool = True,
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
@@ -67,6 +69,7 @@ class Block(nn.Module):
         self.linear2 = nn.Linear(hidden, dim)
         self.norm2 = nn.LayerNorm(dim, eps)
         self.dropout = nn.Dropout(dropout)
+        self.inner_dropout = nn.Dropout(dropout if inner_dropout else 0.0)
 
     def forward(
         self,
@@ -100,7 +103,7 @@ class Block(nn.Module):
         return norm(x_NTD + self.dropout(branch(x_NTD)))  # type: ignore[no-any-return]
 
     def _feed(self, x_NTD: torch.Tensor) -> torch.Tensor:
-        return self.linear2(self.dropout(self.activation(self.linear1(x_NTD))))  # type: ignore[no-any-return]
+        return self.linear2(self.inner_dropout(self.activation(self.linear1(x_NTD))))  # type: ignore[no-any-return]
 
 
 def build_positions(name: str, dim: int, length: int) -> nn.Module:
@@ -111,6 +114,30 @@ def build_positions(name: str, dim: int, length: int) -> nn.Module:
         "rotary": nn.Identity,
     }
     return choose("positions", name, makers)()
+
+
+def cut_positions(state: dict[str, torch.Tensor], length: int) -> list[str]:
+    """Leaves out, in place, a file's learned positions behind the longest text of the data.
+
+    Fewer than the data needs stay as they are, and are refused later.
+
+    Returns:
+        A note if there were more, for the report.
+    """
+    theirs = state.get("positions.weight")
+    if theirs is None or theirs.ndim != 2 or theirs.shape[0] <= length:
+        return []
+    state["positions.weight"] = theirs[:length]
+    return [f"positions are cut from {theirs.shape[0]} tokens to {length}"]
+
+
+def init_matrices(model: nn.Module) -> None:
+    """BERT's and GPT-2's start: matrices and embeddings from N(0, 0.02²), biases zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def check_sizes(dim: int, depth: int, heads: int, hidden: int, dropout: float) -> None:

@@ -35,7 +35,7 @@ class Figures:
     """One model's line.
 
     Attributes:
-        parameters: ours, with 1,000 classes.
+        parameters: ours, with 1,000 classes where it was published with no other number.
         multiply_adds: for one sample, as `model_summary` counts them.
         input: shape of the sample: (C, H, W) of an image, (T,) of a text.
         paper: authors and year; empty for a model of our own.
@@ -74,15 +74,21 @@ def count(name: str) -> Figures:
 
 
 def usual_input(section: Part) -> Input:
-    """What a model is counted for: images as large as it was published for, texts of 128 tokens."""
+    """What a model is counted for: images or texts as large as it was published for.
+
+    Models of our own are counted for images of 32 pixels, or texts of 128 tokens.
+    """
     from orchestrator.analysis.model_summary import Input
 
+    known = published(section.type) if section.type in names() else None
     if getattr(section, "takes", "") == "tokens":
+        if known:
+            tokens, classes = known.vocabulary, known.classes
+            return Input((known.resolution,), classes, tokens, per_token=known.per_token)
         if getattr(section, "texts", 1) == 1:
             return Input((LENGTH,), vocabulary=VOCABULARY)
         # Where a text answers a text, the classes are the tokens.
         return Input((LENGTH, LENGTH), VOCABULARY, vocabulary=VOCABULARY, per_token=True)
-    known = published(section.type) if section.type in names() else None
     side = known.resolution if known else UNPUBLISHED_RESOLUTION
     return Input((3, side, side))
 
@@ -157,7 +163,8 @@ _INTRODUCTION = """\
 Written by `orch list models --markdown > docs/models.md`; a test compares it with the code.
 
 - **parameters here**: counted in our model with 1,000 classes, and three channels or a vocabulary
-  of 10,000 tokens; where a text answers a text, the tokens are the classes.
+  of 10,000 tokens; where a text answers a text, the tokens are the classes. BERT and GPT-2 have
+  the vocabularies they were published with, and two classes or the tokens.
 - **published**: of the checkpoint that *published by* names, which our model loads.
 - **in the paper**: the number that the paper itself states, where it states one.
 - **multiply-adds**: for one sample of the size under *input*; a multiplication and the addition

@@ -26,6 +26,7 @@ COMMANDS = {
     "runs": "List, show and compare runs; remove checkpoints that nobody needs.",
     "data": "Get a data set, or say what it looks like.",
     "validate": "Check experiment files and say everything that is wrong.",
+    "doctor": "Examine this machine or a cluster, and prove that training is the same on it.",
     "schema": "Print the JSON Schema of the file, for editors.",
     "list": "List what can stand behind a `type:`.",
     "show": "Show what a model consists of, stage by stage.",

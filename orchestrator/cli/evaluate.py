@@ -26,10 +26,17 @@ def evaluate_command(target: str, split: str, runs_dir: Path, as_json: bool) -> 
     with json_stdout(as_json) as emit:
         from orchestrator import api
 
-        line = api.evaluate(target, split, runs_dir=runs_dir)
-        emit({"split": split, **asdict(line)})
+        values = api.measure(target, split, runs_dir=runs_dir)
+        if values is not None:
+            emit({"split": split, "name": Path(target).name, **values})
+            text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+            said = f"{Path(target).name} on {split}: {text}"
+        else:
+            line = api.evaluate(target, split, runs_dir=runs_dir)
+            emit({"split": split, **asdict(line)})
+            said = (
+                f"{line.name} on {split}: accuracy {line.accuracy:.2%}, NLL {line.nll:.4f} "
+                f"({line.samples:,} samples, {line.parameters:,} parameters, {line.members} models)"
+            )
     if not as_json:
-        click.echo(
-            f"{line.name} on {split}: accuracy {line.accuracy:.2%}, NLL {line.nll:.4f} "
-            f"({line.samples:,} samples, {line.parameters:,} parameters, {line.members} models)"
-        )
+        click.echo(said)

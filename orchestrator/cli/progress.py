@@ -11,8 +11,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.rules import PER_TOKEN
+from orchestrator.finish import RunResult
 from orchestrator.loop import StepInfo
-from orchestrator.recipe import RunResult
 
 REFRESH_S = 1.0
 LINE_S = 10.0
@@ -26,7 +26,8 @@ class TrainProgress:
         self._labels = config.task.type not in PER_TOKEN
         self._images = getattr(config.data.source, "gives", "images") == "images"
         self._console = Console(stderr=True)
-        self._shown = self._since = time.monotonic()
+        self._shown = time.monotonic()
+        self._since: float | None = None
         self._samples = 0
         self._value: float | None = None
         self._bar: Progress | None = None
@@ -57,8 +58,12 @@ class TrainProgress:
 
     def step(self, info: StepInfo) -> None:
         """Takes one step; the loss is read at most once a second, as that waits for the device."""
-        self._samples += info.samples
         now = time.monotonic()
+        if self._since is None:
+            # The clock starts behind the first step: reading the data is not the rate's fault.
+            self._since = now
+        else:
+            self._samples += info.samples
         pause = REFRESH_S if self._bar else LINE_S
         if info.evaluation is not None:
             self._value = info.evaluation.values[self._monitor]
@@ -66,7 +71,9 @@ class TrainProgress:
             return
         self._shown = now
         rate = self._samples / max(now - self._since, 1e-9)
-        rest = f"loss {float(info.loss):.4f}  {rate:,.0f} samples/s"
+        rest = f"loss {float(info.loss):.4f}"
+        if self._samples:
+            rest += f"  {rate:,.0f} samples/s"
         if self._value is not None:
             rest += f"  {self._monitor} {self._value:.4f}"
         if self._bar and self._task is not None:

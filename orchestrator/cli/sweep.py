@@ -30,7 +30,7 @@ def sweep_command(
         from orchestrator.cli.sweep_view import SweepView
 
         if dry_run:
-            emit(show_plan(experiment, quiet=as_json))
+            emit(show_plan(experiment, quiet=as_json, address=address))
             return 0
         try:
             with SweepView(experiment) as view:

@@ -31,7 +31,7 @@ def train_command(
         from orchestrator.cli.progress import TrainProgress
 
         if dry_run:
-            emit(show_plan(experiment, quiet=as_json))
+            emit(show_plan(experiment, quiet=as_json, address=address))
             return 0
         with TrainProgress(experiment) as progress:
             result = api.train(

@@ -15,6 +15,31 @@ _PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(steps?|epochs?|%)
 
 
 @dataclass(frozen=True)
+class Interval:
+    """What comes back every `length` optimizer steps, which need not be whole.
+
+    The k-th point is the step nearest to k·length, so that rounding never adds up: every half
+    epoch of 399 steps are the steps 200, 399, 598, 798, … and the end of each epoch is one.
+    """
+
+    length: float
+
+    def __post_init__(self) -> None:
+        if not self.length >= 1:
+            raise ValueError(f"length >= 1 must hold, but got {self.length}")
+
+    def point(self, number: int) -> int:
+        """The step of a point, counted from 1."""
+        return round(number * self.length)
+
+    def meets(self, step: int) -> bool:
+        """Whether a step, counted from 1, is one of the points."""
+        # Points are half a step at most from k·length, so no other k can be the one.
+        number = round(step / self.length)
+        return number > 0 and self.point(number) == step
+
+
+@dataclass(frozen=True)
 class Duration:
     """A length of training: optimiser steps, epochs, or per cent of the whole run."""
 
@@ -51,13 +76,20 @@ class Duration:
         Raises:
             ValueError: for per cent without a total.
         """
+        return round(self._exact(steps_per_epoch, total))
+
+    def interval(self, steps_per_epoch: int, total: int | None = None) -> Interval:
+        """The same as a length that comes back, at least one step; arguments as of `steps`."""
+        return Interval(max(self._exact(steps_per_epoch, total), 1.0))
+
+    def _exact(self, steps_per_epoch: int, total: int | None) -> float:
         if self.unit == "steps":
-            return int(self.value)
+            return self.value
         if self.unit == "epochs":
-            return round(self.value * steps_per_epoch)
+            return self.value * steps_per_epoch
         if total is None:
             raise ValueError("a run's own length can't be given in per cent of itself")
-        return round(self.value / 100 * total)
+        return self.value / 100 * total
 
     def __str__(self) -> str:
         if self.unit == "%":

@@ -16,6 +16,7 @@ from orchestrator.config.paths import make_absolute
 from orchestrator.config.plugins import load_plugins
 from orchestrator.config.problems import shown
 from orchestrator.config.rules import check_rules
+from orchestrator.config.user_code import use_kept_code
 from orchestrator.config.yaml import Document, KeyPath, read_yaml
 from orchestrator.errors import ConfigError, Problem
 
@@ -27,7 +28,11 @@ PIPELINE_SECTIONS = ("sweep", "ensemble", "distill")
 
 
 def load_config(
-    path: str | Path, overrides: Sequence[str] = (), *, single_run: bool = False
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    single_run: bool = False,
+    kept_code: bool = True,
 ) -> ExperimentConfig:
     """Reads an experiment.
 
@@ -36,11 +41,15 @@ def load_config(
         overrides: ``key=value`` texts; paths in them are relative to the current folder.
         single_run: leave out the sections of the pipeline. They must be right in themselves, but
             need not fit the run: it may be shorter than the grace of a sweep's scheduler.
+        kept_code: of a run's own file, import the user's modules as the run keeps them. Not where
+            the file is only compared with another, whose modules are loaded.
 
     Raises:
         ConfigError: with every problem, each with its file and line.
     """
     path = Path(path)
+    if kept_code:
+        use_kept_code(path.parent)
     return _finish(_read(path, ()), overrides, [path.absolute().parent], single_run)
 
 

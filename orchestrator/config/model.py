@@ -34,7 +34,7 @@ class Model(Part):
     weights: str | None = None
     """A `.safetensors` or `.pth` file; a head of another class count is replaced."""
     freeze: Seq[str] = ()
-    """Patterns of parameter names that do not learn, such as `features.0.*`."""
+    """Patterns of parameter names, such as `features.0.*`, or stages that do not learn."""
 
 
 def misfit(model: Part, gives: str) -> str | None:

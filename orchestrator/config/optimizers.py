@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from orchestrator.config.base import Part, Seq, part
-from orchestrator.config.numbers import Beta, NonNegative
+from orchestrator.config.base import Config, Part, Seq, part
+from orchestrator.config.numbers import Beta, NonNegative, Positive
 
 _OPTIMIZERS = "orchestrator.optim.optimizers"
 
 
+class ParameterGroup(Config):
+    """Parameters that are updated in a way of their own."""
+
+    parameters: Annotated[Seq[str], Field(min_length=1)]
+    """Patterns of parameter names, such as `head.*`, or names of the model's stages."""
+    lr_scale: Annotated[float, Field(gt=0)] = 1.0
+    """Learning rate relative to the others'."""
+    weight_decay: NonNegative | None = None
+    """In place of the optimizer's; it then holds for the group's norms and biases too."""
+
+
 class OptimizerPart(Part):
-    """What every optimizer has."""
+    """What every optimizer has.
+
+    Attributes:
+        whole_tensors: why the update needs each parameter in one piece, which ZeRO cuts up; empty
+            where it does not.
+    """
+
+    whole_tensors: ClassVar[str] = ""
 
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    scale_lr: Literal["none", "linear", "sqrt"] = "none"
+    """How `lr` grows with `train.batch_size`: `linear` multiplies it by batch_size / base_batch
+    (Goyal et al., 2017, section 2.1), `sqrt` by the root of that (You et al., 2020)."""
+    base_batch: Positive = 256
+    """The batch size that `lr` is meant for, where `scale_lr` is set."""
     weight_decay: NonNegative = 0.0
     decay_norm_and_bias: bool = False
     """Apply weight decay to normalisation layers and biases too."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Learning rate of stage l of L is lr · layer_decay^(L−l), so that early layers learn slowest
+    (Howard and Ruder, 2018, section 3.2)."""
+    groups: Seq[ParameterGroup] = ()
+    """Parameters with a rate or decay of their own; the first group that matches counts."""
 
 
 @part("optimizer", "sgd", build=f"{_OPTIMIZERS}:sgd")
@@ -95,6 +123,33 @@ class RMSprop(OptimizerPart):
 class Adagrad(OptimizerPart):
     """Adagrad (Duchi et al., 2011)."""
 
+    whole_tensors: ClassVar[str] = "DeepSpeed builds it anew, without its groups and rates"
+
     type: Literal["adagrad"] = "adagrad"
     lr: Annotated[float, Field(gt=0)] = 1e-2
     eps: Annotated[float, Field(gt=0)] = 1e-10
+
+
+@part("optimizer", "lamb", build=f"{_OPTIMIZERS}:lamb")
+class Lamb(AdamLike):
+    """LAMB for large batches (You et al., 2020, algorithm 2, without bias correction)."""
+
+    whole_tensors: ClassVar[str] = "it compares each layer's norm with its update's"
+
+    type: Literal["lamb"] = "lamb"
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    weight_decay: NonNegative = 0.01
+
+
+@part("optimizer", "lars", build=f"{_OPTIMIZERS}:lars")
+class Lars(OptimizerPart):
+    """LARS for large batches (You et al., 2017); vectors are updated as SGD updates them."""
+
+    whole_tensors: ClassVar[str] = "it compares each layer's norm with its gradient's"
+
+    type: Literal["lars"] = "lars"
+    lr: Annotated[float, Field(gt=0)] = 1.0
+    momentum: Beta = 0.9
+    nesterov: bool = False
+    trust: Annotated[float, Field(gt=0)] = 1e-3
+    """η: the share of a layer's norm by which one step may change it."""

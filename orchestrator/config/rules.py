@@ -9,6 +9,8 @@ from orchestrator.config.base import Part
 from orchestrator.config.check import changed
 from orchestrator.config.data import Csv, RayLoader
 from orchestrator.config.duration import Duration
+from orchestrator.config.engine_rules import pipeline_rules
+from orchestrator.config.engines import copies
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.model import misfit
 from orchestrator.config.pipeline import Choice, IntUniform, LogUniform, Uniform
@@ -66,9 +68,12 @@ def check_rules(config: ExperimentConfig) -> list[Finding]:
     return [
         *_monitor(config),
         *_batches(config),
+        *_sharding(config),
+        *pipeline_rules(config),
         *_loader(config),
         *_kinds(config),
         *_lengths(config),
+        *_unfreezing(config),
         *_space(config),
         *_student(config),
     ]
@@ -104,7 +109,8 @@ def _monitor(config: ExperimentConfig) -> Iterator[Finding]:
 
 
 def _batches(config: ExperimentConfig) -> Iterator[Finding]:
-    batch, workers = config.train.batch_size, config.scale.workers
+    # The workers of one pipeline have the same samples.
+    batch, workers = config.train.batch_size, copies(config.engine, config.scale.workers)
     micro = config.train.micro_batch
     also: tuple[KeyPath, ...] = (("scale", "workers"),)
     if workers > batch:
@@ -121,6 +127,17 @@ def _batches(config: ExperimentConfig) -> Iterator[Finding]:
             f"but got {micro} × {workers} > {batch}; at most {batch // workers}, or auto",
             (*also, ("train", "batch_size")),
         )
+
+
+def _sharding(config: ExperimentConfig) -> Iterator[Finding]:
+    stage = getattr(config.engine, "zero_stage", 0)
+    why = getattr(config.optimizer, "whole_tensors", "")
+    if stage and why:
+        message = (
+            f"{config.optimizer.type} needs every parameter whole ({why}), but "
+            f"engine.zero_stage={stage} shards them; set it to 0, or choose adamw"
+        )
+        yield Finding(("optimizer", "type"), message, (("engine", "zero_stage"),))
 
 
 def _loader(config: ExperimentConfig) -> Iterator[Finding]:
@@ -182,6 +199,20 @@ def _lengths(config: ExperimentConfig) -> Iterator[Finding]:
             f"must be shorter than train.for ({run}), or no trial is ever stopped; got {grace}"
         )
         yield Finding(("sweep", "scheduler", "grace"), message, whole)
+
+
+def _unfreezing(config: ExperimentConfig) -> Iterator[Finding]:
+    train = config.train
+    for number, one in enumerate(train.unfreeze):
+        path: KeyPath = ("train", "unfreeze", number, "at")
+        if one.at.value == 0:
+            yield Finding(path, "must be above 0; what learns from the start needs no entry")
+        elif _share(one.at, train.duration) >= 1:
+            message = f"must be before the end of train.for ({train.duration}), got {one.at}"
+            yield Finding(path, message, (("train", "for"),))
+    if train.unfreeze and train.ema:
+        message = "does not go with train.unfreeze: the average would start anew at each point"
+        yield Finding(("train", "ema"), message, (("train", "unfreeze"),))
 
 
 def _share(part: Duration, whole: Duration) -> float:

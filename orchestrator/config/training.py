@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config, OneOf, Part, Seq, part
 from orchestrator.config.duration import Duration
-from orchestrator.config.numbers import NonNegative, Positive
+from orchestrator.config.numbers import Beta, NonNegative, Positive
 
 MetricName = Annotated[str, Field(pattern=r"^[a-z_]+/[A-Za-z0-9_@.-]+$")]
 
@@ -125,6 +125,24 @@ class EarlyStoppingConfig(Config):
     min_delta: NonNegative = 0
 
 
+class EmaConfig(Config):
+    """Evaluate and export an exponential moving average of the weights."""
+
+    decay: Beta = 0.999
+    """Share of the average that each step keeps; about 1 / (1 − decay) steps count."""
+    warmup: bool = True
+    """Keep less in the first steps, (1 + t) / (10 + t), so that the start is soon forgotten."""
+
+
+class UnfreezeConfig(Config):
+    """Parameters that learn only from some point of the run on."""
+
+    at: Duration
+    """When they begin to learn."""
+    parameters: Annotated[Seq[str], Field(min_length=1)]
+    """Patterns of parameter names, such as `features.*`, or names of the model's stages."""
+
+
 class TrainConfig(Config):
     """How long and in what portions."""
 
@@ -136,9 +154,16 @@ class TrainConfig(Config):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto` measures fp32 and bf16 on this hardware and keeps the faster."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    checkpoint_activations: bool = False
+    """Keep only what passes between the model's stages for the backward pass, and compute the rest
+    again (Chen et al., 2016): less memory, a third more time."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest global L2 norm of the gradient."""
     early_stopping: EarlyStoppingConfig | None = None
+    ema: EmaConfig | None = None
+    unfreeze: Seq[UnfreezeConfig] = ()
+    """What is frozen at first, and from when it learns (Howard and Ruder, 2018, section 3.3).
+    The optimizer starts anew at each of these points."""
     log_every: Positive = 50
     """Optimizer steps between two lines of training loss."""
 

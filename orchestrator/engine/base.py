@@ -18,8 +18,27 @@ class Engine(Protocol):
     losses weighted by the number of samples, or of whatever `Task.weight` counts.
     """
 
-    model: nn.Module
-    """The bare module, for evaluation and export (sharded parameters may be empty)."""
+    @property
+    def model(self) -> nn.Module:
+        """The bare module, for evaluation and export (sharded parameters may be empty)."""
+        ...
+
+    @property
+    def replicated(self) -> bool:
+        """Whether every rank holds equal weights, so that one rank's file stands for all."""
+        ...
+
+    def held_parameters(self) -> list[Tensor]:
+        """What this rank holds of the trainable parameters, whole or in parts, where it lies.
+
+        What is written there counts in `evaluate_step` and `model_state` after `refresh`; before
+        the next `train_step` the old values have to be back.
+        """
+        ...
+
+    def refresh(self) -> None:
+        """Takes over what was written to `held_parameters`. Called by every rank."""
+        ...
 
     def train_step(self, task: Task, batch: GlobalBatch, lr: float) -> StepOutput:
         """Forward, backward, accumulation, clipping and update over a rank's micro-batches.

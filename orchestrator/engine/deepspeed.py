@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from orchestrator.config.engines import DeepSpeedEngineConfig
-from orchestrator.config.optimizers import Adagrad, OptimizerPart
+from orchestrator.config.optimizers import OptimizerPart
 from orchestrator.config.training import TrainConfig
 from orchestrator.data.types import Batch, GlobalBatch
 from orchestrator.engine.deepspeed_layout import (
@@ -17,6 +19,7 @@ from orchestrator.engine.deepspeed_layout import (
 )
 from orchestrator.engine.deepspeed_setup import (
     Membership,
+    build_deepspeed_optimizer,
     deepspeed_config,
     import_deepspeed,
     silenced,
@@ -31,10 +34,11 @@ from orchestrator.engine.shared import (
     set_learning_rate,
     set_memory_format,
     set_training,
+    with_penalty,
 )
 from orchestrator.errors import CheckpointError, ConfigError
 from orchestrator.host import Worker
-from orchestrator.optim.optimizers import build_optimizer
+from orchestrator.models.layers.penalties import penalised
 from orchestrator.tasks.base import StepOutput, Task
 
 TAG = "state"
@@ -82,15 +86,30 @@ class DeepSpeedEngine:
         self.model = set_memory_format(model.to(worker.device), torch.contiguous_format)
         zero_flattens = self._channels_last and 0 < self._stage < PARTITIONED
         self._stored = store_channels_last(self.model) if zero_flattens else {}
-        self._optimizer = build_optimizer(optimizer, self.model)
-        self._engine, *_ = self._deepspeed.initialize(
-            model=self.model,
-            optimizer=self._optimizer,
-            config=deepspeed_config(config, train, self.model),
-            dist_init_required=False,
-        )
+        self._penalised = penalised(self.model)
+        self._optimizer = build_deepspeed_optimizer(config, optimizer, self.model, worker)
+        self._engine = self._initialize(deepspeed_config(config, train, self.model, worker.device))
         if self._channels_last and self._stage == 0:
             set_memory_format(self.model, torch.channels_last)
+
+    @property
+    def replicated(self) -> bool:
+        """See `Engine.replicated`."""
+        return self._stage < PARTITIONED
+
+    def held_parameters(self) -> list[Tensor]:
+        """See `Engine.held_parameters`. Under stage 3, each parameter's shard of this rank."""
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        if self._stage < PARTITIONED:
+            return [parameter.detach() for parameter in trainable]
+        return [parameter.ds_tensor.detach() for parameter in trainable]  # type: ignore[attr-defined]
+
+    def refresh(self) -> None:
+        """See `Engine.refresh`. Small parameters, which stage 3 keeps whole, are gathered anew."""
+        kept = self._engine.optimizer.persistent_parameters if self._stage == PARTITIONED else ()
+        if kept:
+            kept[0].partition(kept, has_been_updated=False)
+            kept[0].all_gather(kept)
 
     def train_step(self, task: Task, batch: GlobalBatch, lr: float) -> StepOutput:
         """See `Engine.train_step`."""
@@ -155,6 +174,26 @@ class DeepSpeedEngine:
         self._engine.destroy()
         self._membership.leave()
 
+    def _initialize(self, settings: dict[str, Any]) -> Any:
+        """DeepSpeed's own engine.
+
+        Raises:
+            ConfigError: if it refuses a value of the raw block.
+        """
+        try:
+            engine, *_ = self._deepspeed.initialize(
+                model=self.model,
+                optimizer=self._optimizer,
+                config=settings,
+                dist_init_required=False,
+            )
+        except ValidationError as error:
+            found = "; ".join(
+                f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()
+            )
+            raise ConfigError(f"engine.deepspeed: DeepSpeed refuses it: {found}") from error
+        return engine
+
     def _accumulate(self, task: Task, micro: Batch, weight: float | Tensor) -> StepOutput:
         """Forward and backward of one micro-batch."""
         set_training(self.model, True)
@@ -163,6 +202,7 @@ class DeepSpeedEngine:
         micro = place_inputs(micro, self._worker.device, self._channels_last)
         with autocast(self._worker.device, self._train.precision):
             output = task.loss(task.forward(self._engine, micro), micro)
+            output = with_penalty(output, self._penalised)
         self._engine.backward(output.loss * weight)
         return output
 
@@ -217,12 +257,10 @@ class DeepSpeedEngine:
 
 
 def _check(config: DeepSpeedEngineConfig, optimizer: OptimizerPart) -> None:
-    """Refuses what DeepSpeed would silently change.
-
-    ZeRO builds Adagrad anew with its first group's options, losing groups and rates.
-    """
-    if config.zero_stage and isinstance(optimizer, Adagrad):
+    """Refuses an optimizer that ZeRO's cutting up of parameters would silently change."""
+    if config.zero_stage and optimizer.whole_tensors:
         raise ConfigError(
-            f"optimizer.type=adagrad needs engine.zero_stage=0, but it is {config.zero_stage}; "
-            "choose another optimizer, such as adamw, or stage 0"
+            f"optimizer.type={optimizer.type} needs engine.zero_stage=0, but it is "
+            f"{config.zero_stage}: {optimizer.whole_tensors}; choose another optimizer, such as "
+            "adamw, or stage 0"
         )

@@ -15,10 +15,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from orchestrator.config.engines import DeepSpeedEngineConfig
+from orchestrator.config.deepspeed_keys import merged
+from orchestrator.config.engines import DeepSpeedEngineConfig, OffloadConfig
+from orchestrator.config.optimizers import Adam, AdamW, OptimizerPart
 from orchestrator.config.training import TrainConfig
 from orchestrator.engine.shared import DTYPES
 from orchestrator.errors import ResourceError
+from orchestrator.host import Worker
+from orchestrator.optim.groups import parameter_groups
+from orchestrator.optim.optimizers import build_optimizer
 
 BUCKET_ELEMENTS = 50_000_000
 """Gradients that are reduced in one message; DeepSpeed's own 5e8 reserves gigabytes."""
@@ -97,12 +102,15 @@ def silenced() -> Iterator[None]:
 
 
 def deepspeed_config(
-    config: DeepSpeedEngineConfig, train: TrainConfig, model: nn.Module
+    config: DeepSpeedEngineConfig, train: TrainConfig, model: nn.Module, device: torch.device
 ) -> dict[str, Any]:
     """DeepSpeed's own configuration.
 
     Weights stay fp32 and autocast lowers the precision, exactly as in the plain engine. Batch
     sizes are nominal: the engine weighs losses and marks the accumulation's end itself.
+
+    Raises:
+        ResourceError: if something is to be kept on NVMe and this machine can't.
     """
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     settings: dict[str, Any] = {
@@ -124,7 +132,97 @@ def deepspeed_config(
             # Modules whose gradients travel in low precision: none, as in the plain engine.
             "lower_precision_safe_modules": [],
         }
-    return settings
+    if config.compression != "none":
+        settings["communication_data_type"] = config.compression
+    if config.offload is not None:
+        settings["zero_optimization"] |= _offload(config.offload, device)
+        # What is not Adam is updated by its PyTorch implementation, on the CPU.
+        settings["zero_force_ds_cpu_optimizer"] = False
+    return merged(settings, config.deepspeed)
+
+
+def build_deepspeed_optimizer(
+    config: DeepSpeedEngineConfig, optimizer: OptimizerPart, model: nn.Module, worker: Worker
+) -> torch.optim.Optimizer:
+    """The file's optimizer; Adam's update of offloaded state is DeepSpeed's vectorised one.
+
+    Raises:
+        ResourceError: if CPU-Adam can't be compiled here.
+    """
+    offloaded = config.offload is not None and config.offload.optimizer != "none"
+    if not offloaded or not isinstance(optimizer, Adam | AdamW):
+        return build_optimizer(optimizer, model)
+    _compile_cpu_adam(worker)
+    first, second = optimizer.betas
+    made: torch.optim.Optimizer = _repeatable(_module("deepspeed.ops.adam").DeepSpeedCPUAdam)(
+        parameter_groups(model, optimizer),
+        lr=optimizer.lr,
+        betas=(first, second),
+        eps=optimizer.eps,
+        adamw_mode=isinstance(optimizer, AdamW),
+    )
+    return made
+
+
+def _repeatable(base: Any) -> Any:
+    """CPU-Adam whose resumed runs repeat to the bit.
+
+    It keeps β^t from step to step as a running product, and after a resume as a power, which
+    round differently. Asked in between with other betas, it computes the power in every step.
+    """
+
+    class RepeatableCPUAdam(base):  # type: ignore[misc]
+        def step(self, closure: Any = None) -> Any:
+            none = [torch.zeros(1) for _ in range(4)]
+            self.ds_opt_adam.adam_update(self.opt_id, 1, 0.0, 0.123, 0.456, 1.0, 0.0, True, *none)
+            return super().step(closure)
+
+    return RepeatableCPUAdam
+
+
+def _compile_cpu_adam(worker: Worker) -> None:
+    """Compiles it once: rank 0 first, so that the others find it done."""
+    failure = None
+    for turn in (True, False):
+        if worker.is_main is turn:
+            try:
+                with silenced():
+                    _module("deepspeed.ops.op_builder").CPUAdamBuilder().load(verbose=False)
+            except Exception as error:
+                failure = error
+        worker.barrier()
+    if worker.agree(int(failure is not None)):
+        raise ResourceError(
+            f"engine.offload: DeepSpeed's CPU-Adam does not compile here ({failure or 'elsewhere'})"
+            "; install a C++ compiler and ninja, or choose another optimizer than adam and adamw"
+        )
+
+
+def _offload(config: OffloadConfig, device: torch.device) -> dict[str, Any]:
+    """DeepSpeed's sections for what is kept elsewhere.
+
+    Raises:
+        ResourceError: if NVMe is asked for and libaio is missing.
+    """
+    if "nvme" in (config.optimizer, config.parameters):
+        builder = _module("deepspeed.ops.op_builder").AsyncIOBuilder()
+        with silenced():
+            if not builder.is_compatible():
+                raise ResourceError(
+                    "engine.offload to nvme needs libaio, which is not on this machine; install "
+                    "libaio-dev, or offload to cpu"
+                )
+    pinned = device.type != "cpu"
+    sections: dict[str, Any] = {}
+    for key, place in (
+        ("offload_optimizer", config.optimizer),
+        ("offload_param", config.parameters),
+    ):
+        if place != "none":
+            sections[key] = {"device": place, "pin_memory": pinned}
+            if place == "nvme":
+                sections[key]["nvme_path"] = config.path
+    return sections
 
 
 def _module(name: str) -> Any:

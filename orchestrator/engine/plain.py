@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from orchestrator.engine.shared import (
     set_learning_rate,
     set_memory_format,
     set_training,
+    with_penalty,
 )
 from orchestrator.host import Worker
+from orchestrator.models.layers.penalties import penalised
 from orchestrator.optim.optimizers import build_optimizer
 from orchestrator.tasks.base import StepOutput, Task
 
@@ -60,12 +63,28 @@ class PlainEngine:
         if self._channels_last:
             set_memory_format(self.model, torch.channels_last)
         self._optimizer = build_optimizer(optimizer, self.model)
+        self._penalised = penalised(self.model)
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
         self._scaler = torch.amp.GradScaler(worker.device.type, enabled=train.precision == "fp16")
         self._parallel: nn.Module = self.model
         if worker.world_size > 1:
             # BatchNorm statistics stay each rank's own until `synchronise` averages them.
-            self._parallel = DistributedDataParallel(self.model, broadcast_buffers=False)
+            with warnings.catch_warnings():
+                # Its successor is missing in the older releases that we support.
+                warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+                self._parallel = DistributedDataParallel(self.model, broadcast_buffers=False)
+
+    @property
+    def replicated(self) -> bool:
+        """See `Engine.replicated`."""
+        return True
+
+    def held_parameters(self) -> list[Tensor]:
+        """See `Engine.held_parameters`."""
+        return [parameter.detach() for parameter in self._trainable]
+
+    def refresh(self) -> None:
+        """See `Engine.refresh`."""
 
     def train_step(self, task: Task, batch: GlobalBatch, lr: float) -> StepOutput:
         """See `Engine.train_step`."""
@@ -128,11 +147,13 @@ class PlainEngine:
 
     def _accumulate(self, task: Task, micro: Batch, weight: float | Tensor) -> StepOutput:
         """Forward and backward of one micro-batch."""
-        set_training(self._parallel, len(micro) > 0)
+        # The bare module's mode counts: evaluation sets it without DDP's wrapper knowing.
+        set_training(self.model, len(micro) > 0)
         micro = place_inputs(micro, self._worker.device, self._channels_last)
         with autocast(self._worker.device, self._train.precision):
             outputs = task.forward(self._parallel, micro)
             output = task.loss(outputs, micro) if len(micro) else empty_loss(outputs)
+            output = with_penalty(output, self._penalised)
         self._scaler.scale(output.loss * weight).backward()  # type: ignore[no-untyped-call]
         return output
 

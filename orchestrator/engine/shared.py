@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from orchestrator.data.types import Batch, GlobalBatch
 from orchestrator.host import Worker
+from orchestrator.models.layers.penalties import Penalised, take_penalty
 from orchestrator.seeding import DROPOUT, derive
 from orchestrator.tasks.base import Outputs, StepOutput, Task
 
@@ -58,6 +60,18 @@ def micro_batch_weights(task: Task, batch: GlobalBatch, worker: Worker) -> Seque
         return [len(micro) / batch.samples * worker.world_size for micro in batch.micro_batches]
     total = worker.sum(torch.stack(known).sum()).clamp(min=1)
     return [count * worker.world_size / total for count in known]
+
+
+def with_penalty(output: StepOutput, layers: Sequence[Penalised]) -> StepOutput:
+    """Adds the terms that layers have of their own to the loss of a micro-batch.
+
+    The weights of micro-batches add up to 1 over a step, and so the terms count once.
+    """
+    penalty = take_penalty(layers)
+    if penalty is None:
+        return output
+    metrics = output.metrics | {"penalty": penalty.detach()}
+    return replace(output, loss=output.loss + penalty, metrics=metrics)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.config.user_code import local_modules
 from orchestrator.errors import ResourceError, UserError
 from orchestrator.host import Resources
 
@@ -59,7 +60,7 @@ def start_or_attach(
     cpus: int | None = None,
     gpus: int | None = None,
     dashboard: bool = False,
-    plugins: Sequence[str] = (),
+    modules: Sequence[str] = (),
 ) -> Session:
     """Connects this process to Ray.
 
@@ -69,7 +70,7 @@ def start_or_attach(
         cpus: cores of a started cluster; all of the machine's by default.
         gpus: GPUs of a started cluster; all of the machine's by default.
         dashboard: whether a started cluster serves Ray's dashboard (three seconds more).
-        plugins: modules of the user's that workers must be able to import.
+        modules: of the user's, which workers must be able to import.
 
     Raises:
         ResourceError: if the cluster can't be reached, or its nodes run other code.
@@ -80,14 +81,14 @@ def start_or_attach(
     # Ray warns of its own token; it is on, which is what we want.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     if address is None:
-        return _start(cpus, gpus, dashboard, plugins)
+        return _start(cpus, gpus, dashboard, modules)
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", "auto")
     _check_address(address)
-    return _attach(address, plugins)
+    return _attach(address, modules)
 
 
-def _start(cpus: int | None, gpus: int | None, dashboard: bool, plugins: Sequence[str]) -> Session:
+def _start(cpus: int | None, gpus: int | None, dashboard: bool, modules: Sequence[str]) -> Session:
     context = _init(
         address="local",
         num_cpus=cpus,
@@ -95,20 +96,19 @@ def _start(cpus: int | None, gpus: int | None, dashboard: bool, plugins: Sequenc
         include_dashboard=dashboard,
         # Workers inherit the environment; only a path that they lack needs a runtime environment,
         # which costs a second for each process.
-        runtime_env=_local_paths(plugins),
+        runtime_env=_local_paths(modules),
     )
     return Session(str(context.address_info["gcs_address"]), attached=False)
 
 
-def _attach(address: str, plugins: Sequence[str]) -> Session:
+def _attach(address: str, modules: Sequence[str]) -> Session:
     _check_reachable(address)
     variables = {
         name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT)
     } | {name: os.environ[name] for name in QUIET if name.startswith("RAY_TRAIN_")}
-    modules = [str(place) for place in _plugin_places(plugins)]
     runtime_env: dict[str, Any] = {"env_vars": variables}
-    if modules:
-        runtime_env["py_modules"] = modules
+    if places := local_modules(modules):
+        runtime_env["py_modules"] = [str(place.resolve()) for place in places]
     try:
         context = _init(address=address, runtime_env=runtime_env)
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
@@ -168,24 +168,10 @@ def _line(error: BaseException) -> str:
 # --- code on the nodes --------------------------------------------------------------------------
 
 
-def _plugin_places(plugins: Iterable[str]) -> list[Path]:
-    """The folder or file of each plugin's top package, unless it is installed with Python."""
-    places = set()
-    for plugin in plugins:
-        spec = importlib.util.find_spec(plugin.partition(".")[0])
-        if spec is None:
-            continue  # loading the file has its own message for a plugin that is not there
-        folders = list(spec.submodule_search_locations or ())
-        place = Path(folders[0] if folders else str(spec.origin)).resolve()
-        if not {"site-packages", "dist-packages"} & set(place.parts):
-            places.add(place)
-    return sorted(places)
-
-
-def _local_paths(plugins: Sequence[str]) -> dict[str, Any] | None:
+def _local_paths(modules: Sequence[str]) -> dict[str, Any] | None:
     # The folder that the command runs in, and the one of its script, are on workers' paths anyway.
     known = {Path.cwd(), Path(sys.argv[0]).resolve().parent}
-    folders = dict.fromkeys(str(p.parent) for p in _plugin_places(plugins) if p.parent not in known)
+    folders = dict.fromkeys(str(p.parent) for p in local_modules(modules) if p.parent not in known)
     if not folders:
         return None
     inherited = filter(None, [os.environ.get("PYTHONPATH")])

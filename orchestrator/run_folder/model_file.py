@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from orchestrator.config.base import find
 from orchestrator.config.plugins import load_plugins
+from orchestrator.config.user_code import check_importable, use_kept_code
 from orchestrator.data.text.tokenizer import Tokenizer
 from orchestrator.data.types import DataInfo
 from orchestrator.errors import RunFolderError, WeightsError
@@ -160,7 +161,10 @@ def load_model(root: Path) -> tuple[nn.Module, ModelSpec]:
         WeightsError: if the weights do not fit the specification.
     """
     spec = read_spec(root)
+    use_kept_code(root)
     load_plugins(spec.plugins)
+    if spec.model["type"] == "import":
+        check_importable(spec.model["target"].partition(":")[0], root)
     section = find("model", spec.model["type"]).config.model_validate(spec.model)
     network = build_network(
         section,  # type: ignore[arg-type]

@@ -188,7 +188,7 @@ def _differences(paths: RunPaths, asked: _Request) -> list[str]:
         return []
     try:
         new = config_from_mapping(parse_yaml(asked.config_yaml, "config.yaml").values)
-        return asked.difference(load_config(paths.config), new)
+        return asked.difference(load_config(paths.config, kept_code=False), new)
     except (ConfigError, OSError):
         # A file of another version, or one whose plugins are gone.
         return []

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from orchestrator.config.user_code import CODE
 from orchestrator.errors import RunFolderError, suggest
 
 
@@ -55,6 +56,11 @@ class RunPaths:
     def checkpoints(self) -> Path:
         """Folder of checkpoints, each named by its step."""
         return self.root / "checkpoints"
+
+    @property
+    def code(self) -> Path:
+        """Folder of copies of the user's own modules, where the file names any."""
+        return self.root / CODE
 
     @property
     def logs(self) -> Path:

@@ -105,7 +105,7 @@ class Planner:
         steps = Steps(
             steps_per_epoch,
             total_steps,
-            max(1, config.evaluate.every.steps(steps_per_epoch, total_steps)),
+            config.evaluate.every.interval(steps_per_epoch, total_steps),
         )
         self._study = open_study(config, paths.study)
         self._study.pruner = build_scheduler(self._sweep.scheduler, steps)

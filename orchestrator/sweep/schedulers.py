@@ -6,6 +6,7 @@ optimizer steps, which is also what trials report.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from optuna.pruners import (
@@ -17,7 +18,7 @@ from optuna.pruners import (
 )
 
 from orchestrator.config.base import Part, build
-from orchestrator.config.duration import Duration
+from orchestrator.config.duration import Duration, Interval
 from orchestrator.config.pipeline import Asha, Hyperband, Median, NoScheduler
 
 
@@ -28,21 +29,23 @@ class Steps:
     Attributes:
         epoch: steps of one epoch.
         total: steps of the whole trial.
-        evaluation: steps between two evaluations.
+        evaluations: when it is evaluated.
     """
 
     epoch: int
     total: int
-    evaluation: int = 1
+    evaluations: Interval
 
     def grace(self, duration: Duration) -> int:
         """What a trial gets before it is judged: the nearest whole number of evaluations.
 
-        Rungs are multiples of it, so each of them meets an evaluation. Left at its own length, a
-        rung one step behind an evaluation would be judged a whole interval late.
+        Rounded down, because rungs are multiples of it: one a single step behind an evaluation
+        would be judged a whole interval late. n·⌊x⌋ <= n·x keeps every rung at its evaluation, or
+        less than n steps before.
         """
-        evaluations = max(1, round(duration.steps(self.epoch, self.total) / self.evaluation))
-        return min(evaluations * self.evaluation, self.total)
+        wanted = duration.interval(self.epoch, self.total).length
+        number = max(1, round(wanted / self.evaluations.length))
+        return min(math.floor(number * self.evaluations.length), self.total)
 
 
 def build_scheduler(config: Part, steps: Steps) -> BasePruner:

@@ -21,7 +21,7 @@ class StepOutput:
     """What one step gives.
 
     Attributes:
-        loss: scalar, the mean over the batch's samples.
+        loss: scalar, the mean over the batch's answers: its samples, or what `Task.weight` counts.
         outputs: the model's answer, without those of auxiliary heads.
         metrics: further scalars by name, detached.
         answers: of a task that answers with texts, in evaluation: token numbers [B, T].
@@ -51,9 +51,26 @@ class Task(ABC):
         named: Outputs = model(**batch.inputs)
         return named
 
+    @property
+    def calls_model_once(self) -> bool:
+        """Whether `forward` is nothing but one call of the model, as a pipeline needs it."""
+        return type(self).forward is Task.forward
+
     @abstractmethod
     def loss(self, outputs: Outputs, batch: Batch) -> StepOutput:
-        """The loss to be minimised, as the mean over the batch's samples."""
+        """The loss to be minimised, as the mean over the batch's answers; see `weight`."""
+
+    def weight(self, batch: Batch) -> Tensor | None:
+        """How many answers `loss` is the mean of, where they are not the batch's samples.
+
+        Engines weigh micro-batches and ranks by it, so that a step follows the mean over all
+        answers of the global batch, however it is cut.
+
+        Returns:
+            A whole number on the batch's device, 0 where nothing is answered; None stands for
+            the number of samples, which every rank knows without asking the others.
+        """
+        return None
 
     @abstractmethod
     def metrics(self, info: DataInfo) -> MetricCollection:

@@ -26,7 +26,7 @@ class LanguageModel(Task):
         self._smoothing = config.label_smoothing
 
     def loss(self, outputs: Outputs, batch: Batch) -> StepOutput:
-        """The mean cross entropy over the batch's tokens, padding left out.
+        """The mean cross entropy over the batch's tokens, padding left out; 0 where all is padding.
 
         Raises:
             UserError: if the model does not give logits [B, T, V].
@@ -43,8 +43,13 @@ class LanguageModel(Task):
             label_BT.flatten(),
             ignore_index=PAD,
             label_smoothing=self._smoothing,
+            reduction="sum",
         )
-        return StepOutput(loss, logits_BTV)
+        return StepOutput(loss / self.weight(batch).clamp(min=1), logits_BTV)
+
+    def weight(self, batch: Batch) -> Tensor:
+        """The number of real tokens."""
+        return (batch.targets["label"] != PAD).sum()
 
     def metrics(self, info: DataInfo) -> MetricCollection:
         """Mean −log p of a token, its exponential, and the share of tokens that are right."""

@@ -34,6 +34,11 @@ class SequenceToSequence(LanguageModel):
             return logits
         return logits, answer(model, batch.inputs, batch.targets["label"].shape[1])
 
+    @property
+    def calls_model_once(self) -> bool:
+        """See `Task.calls_model_once`; BLEU asks the model for every token."""
+        return not self._bleu
+
     def loss(self, outputs: Outputs, batch: Batch) -> StepOutput:
         """See `LanguageModel.loss`."""
         output = super().loss(outputs, batch)

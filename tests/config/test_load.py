@@ -71,8 +71,9 @@ def test_everything_that_is_wrong_is_said_at_once_in_order(write):
         ("7", "data.augment.1.p", "must be at most 1, got 2"),
         ("8", "model.widht", "unknown key for 'resnet18'; did you mean 'width' or 'weights'?"),
         ("9", "optimizer.lr", "'0.1' is text; write 0.1 without quotes"),
-        ("9", "optimizer.lambda", "unknown key for 'adamw'; choose one of: betas, "
-                                  "decay_norm_and_bias, eps, lr, type, weight_decay"),
+        ("9", "optimizer.lambda", "unknown key for 'adamw'; choose one of: base_batch, betas, "
+                                  "decay_norm_and_bias, eps, groups, layer_decay, lr, scale_lr, "
+                                  "type, weight_decay"),
         ("10", "train.for", "3 has no unit; write it as '500 steps', '3 epochs' or '5%'"),
         ("10", "train.batch_size", "'1_000' is text; write 1000 instead"),
         ("10", "train.micro_batch", "must be 'auto' or a whole number, got 'atuo'"),
@@ -219,6 +220,8 @@ def test_every_part_survives_a_round_trip(write, kind):
     for entry in entries(kind):
         part = {"type": entry.name, **needed.get(entry.name, {})}
         whole = {"name": "x", "data": {"source": {"type": "digits"}}, "model": {"type": "resnet18"}}
+        if entry.name == "pipeline":
+            whole |= {"scale": {"workers": 2}}
         if entry.name in PER_TOKEN:
             source = {"type": "text_folder", "path": "texts"}
             monitor = {"monitor": "val/nll", "mode": "min"}

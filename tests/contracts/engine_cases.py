@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,32 @@ from torch import Tensor, nn
 
 from orchestrator.config.base import Part, build
 from orchestrator.config.optimizers import AdamW, OptimizerPart, Sgd
-from orchestrator.config.training import ClassifyTask, TrainConfig
+from orchestrator.config.training import (
+    ClassifyTask,
+    EmaConfig,
+    LanguageModelTask,
+    TrainConfig,
+)
 from orchestrator.data.plan import micro_batches, share
+from orchestrator.data.text.tokenizer import PAD
 from orchestrator.data.types import Batch, GlobalBatch
+from orchestrator.engine.averaging import AveragedEngine
 from orchestrator.engine.base import Engine
+from orchestrator.engine.phases import PhasedEngine
 from orchestrator.engine.shared import autocast
+from orchestrator.errors import ConfigError
 from orchestrator.host import Worker
+from orchestrator.models.layers.penalties import PriorPenalty
+from orchestrator.models.registry import create
+from orchestrator.models.stages import Stage, run_stages
+from orchestrator.networks import freeze_until
+from orchestrator.tasks.base import Task
 from orchestrator.tasks.classify import Classify
+from orchestrator.tasks.language_model import LanguageModel
 
 CLASSES, SIDE, LR, CLIP = 5, 8, 0.1, 0.05
+SAMPLES = 4
+VOCABULARY, LENGTH, REAL = 11, 9, torch.tensor([0, 0, 5])
 SIZES = (16, 16, 10, 3, 16)
 """Samples of each global batch: even, uneven, and fewer than micro-batches (one is empty)."""
 
@@ -55,9 +72,15 @@ class Net(nn.Module):
         self.head = nn.Linear(12, CLASSES)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        x_NCHW = self.drop(self.norm(self.first(x_NCHW)).relu())
-        x_NCHW = self.second(x_NCHW).relu()
-        return self.head(x_NCHW.mean((2, 3)))
+        return run_stages(self.stages(), x_NCHW)
+
+    def stages(self) -> list[Stage]:
+        return [
+            Stage("first", self.first, (self.first,)),
+            Stage("norm", lambda x: self.drop(self.norm(x).relu()), (self.norm,)),
+            Stage("second", lambda x: self.second(x).relu(), (self.second,)),
+            Stage("head", lambda x: self.head(x.mean((2, 3))), (self.head,)),
+        ]
 
 
 def batches(
@@ -76,15 +99,81 @@ def batches(
         yield GlobalBatch(0, index, size, micro, tuple(mine))
 
 
+class TokenNet(nn.Module):
+    """Logits for each token, from the token alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(VOCABULARY, 12)
+        self.head = nn.Linear(12, VOCABULARY)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        return run_stages(self.stages(), tokens_BT)
+
+    def stages(self) -> list[Stage]:
+        return [Stage(name, m, (m,)) for name, m in self.named_children()]
+
+
+def texts(worker: Worker, *, count: int = 4) -> Iterator[GlobalBatch]:
+    """This rank's share of texts that are ever longer, so that cuts have unlike real tokens.
+
+    The first text, and in the small batch all but the last, have no real token at all.
+    """
+    random = torch.Generator().manual_seed(9)
+    for index, size in enumerate((16, 3)):
+        tokens, label = (
+            torch.randint(1, VOCABULARY, (size, LENGTH), generator=random) for _ in range(2)
+        )
+        real = (torch.arange(size) * (LENGTH - 1) / (size - 1)).int() if size > 3 else REAL
+        label[torch.arange(LENGTH) >= real[:, None]] = PAD
+        cuts = [torch.from_numpy(ids) for ids in micro_batches(np.arange(size), count)]
+        mine = share(count, worker.rank, worker.world_size)
+        micro = tuple(
+            Batch(cuts[n], {"tokens": tokens[cuts[n]]}, {"label": label[cuts[n]]}) for n in mine
+        )
+        yield GlobalBatch(0, index, size, micro, tuple(mine))
+
+
+class Ridge(PriorPenalty):
+    """Adds half the squared norm of a layer's weight, by the number of training samples."""
+
+    def forward(self, x_NI: Tensor, linear: nn.Linear) -> Tensor:
+        self.keep(linear.weight.square().sum() / 2)
+        return linear(x_NI)
+
+
+class RidgeNet(nn.Module):
+    """Two linear layers, the second of which has a penalty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(3 * SIDE**2, 12)
+        self.head = nn.Linear(12, CLASSES)
+        self.ridge = Ridge()
+        self.ridge.training_samples = SAMPLES
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return run_stages(self.stages(), x_NCHW)
+
+    def stages(self) -> list[Stage]:
+        return [
+            Stage("first", lambda x: self.first(x.flatten(1)).relu(), (self.first,)),
+            Stage("head", lambda x: self.ridge(x, self.head), (self.ridge, self.head)),
+        ]
+
+
 @dataclass
 class Lab:
-    """Builds the subject's engines, one after another."""
+    """Builds the subject's engines, one after another; `reader` is what data are shared by."""
 
     config: Part
     setting: Setting
     worker: Worker
+    reader: Worker
     folder: Path
-    task: Classify = field(default_factory=lambda: Classify(ClassifyTask()))
+    task: Task = field(default_factory=lambda: Classify(ClassifyTask()))
 
     def engine(
         self,
@@ -105,12 +194,8 @@ class Lab:
         return engine
 
     def train(self, engine: Engine, batches: list[GlobalBatch], lr: float = LR) -> list[Any]:
-        """Each step's loss and how many samples of it this rank has seen."""
-        steps = []
-        for batch in batches:
-            loss = engine.train_step(self.task, batch, lr).loss
-            steps.append((loss.item(), sum(map(len, batch.micro_batches))))
-        return steps
+        """Each step's loss on this rank."""
+        return [engine.train_step(self.task, batch, lr).loss.item() for batch in batches]
 
     def new_folder(self, name: str) -> Path:
         folder = self.folder / name
@@ -121,9 +206,14 @@ class Lab:
 
 
 def parity(lab: Lab) -> dict[str, Any]:
-    """Losses and weights of a run with dropout and BatchNorm over uneven batches."""
-    engine = lab.engine(optimizer=Sgd(lr=LR, momentum=0.9))
-    steps = lab.train(engine, list(batches(lab.worker)))
+    """Losses and weights of a run with dropout and BatchNorm over uneven batches.
+
+    It is evaluated on the way, which must leave no trace.
+    """
+    engine, data = lab.engine(optimizer=Sgd(lr=LR, momentum=0.9)), list(batches(lab.reader))
+    steps = lab.train(engine, data[:2])
+    engine.evaluate_step(lab.task, data[0].micro_batches[0])
+    steps += lab.train(engine, data[2:])
     state = copied(engine.model_state())
     engine.close()
     return {"steps": steps, "state": state}
@@ -131,7 +221,7 @@ def parity(lab: Lab) -> dict[str, Any]:
 
 def resumption(lab: Lab) -> dict[str, Any]:
     """The same five steps straight, resumed in the same engine, and resumed in a fresh one."""
-    data, folder = list(batches(lab.worker)), lab.new_folder("resumption")
+    data, folder = list(batches(lab.reader)), lab.new_folder("resumption")
     engine = lab.engine(optimizer=AdamW(), clip_norm=CLIP)
     lab.train(engine, data[:3])
     engine.synchronise()  # Ranks that differ in nothing are what `save` is given.
@@ -162,7 +252,7 @@ def clipping(lab: Lab) -> dict[str, Any]:
     for name, clip in (("free", None), ("clipped", CLIP)):
         engine = lab.engine(clip_norm=clip)
         before = copied(engine.model_state())
-        lab.train(engine, list(batches(lab.worker, sizes=(16,))), lr=1.0)
+        lab.train(engine, list(batches(lab.reader, sizes=(16,))), lr=1.0)
         norms[name] = distance(before, engine.model_state(), Net())
         engine.close()
     return norms
@@ -174,7 +264,7 @@ def freezing(lab: Lab) -> dict[str, Any]:
     model.first.requires_grad_(False)
     engine = lab.engine(model)
     before = copied(engine.model_state())
-    lab.train(engine, list(batches(lab.worker, sizes=(16, 16))))
+    lab.train(engine, list(batches(lab.reader, sizes=(16, 16))))
     after = engine.model_state()
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     engine.close()
@@ -184,8 +274,10 @@ def freezing(lab: Lab) -> dict[str, Any]:
 def statistics(lab: Lab) -> dict[str, Any]:
     """BatchNorm's running mean on this rank before and after `synchronise`."""
     engine = lab.engine()
-    lab.train(engine, list(batches(lab.worker, sizes=(16, 16))))
+    lab.train(engine, list(batches(lab.reader, sizes=(16, 16))))
     running = engine.model.get_buffer("norm.running_mean")
+    if running.is_meta:  # another stage of the pipeline has it
+        running = torch.zeros(0)
     own = running.clone()
     engine.synchronise()
     averaged, exported = running.clone(), engine.model_state().get("norm.running_mean")
@@ -196,8 +288,8 @@ def statistics(lab: Lab) -> dict[str, Any]:
 def evaluation(lab: Lab) -> dict[str, Any]:
     """Outputs of the engine, of a bare model with its exported state, and of an empty batch."""
     engine = lab.engine()
-    lab.train(engine, list(batches(lab.worker, sizes=(16,))))
-    batch = next(batches(lab.worker)).micro_batches[0]
+    lab.train(engine, list(batches(lab.reader, sizes=(16,))))
+    batch = next(batches(lab.reader)).micro_batches[0]
     empty = Batch(batch.ids[:0], {"image": batch.inputs["image"][:0]}, {"label": batch.ids[:0]})
     engine.synchronise()
     first = engine.evaluate_step(lab.task, batch)
@@ -224,12 +316,45 @@ def evaluation(lab: Lab) -> dict[str, Any]:
 def accumulation(lab: Lab) -> dict[str, Any]:
     """Weights after steps cut into few and into many micro-batches, without BatchNorm."""
     states = {}
-    for count in (lab.worker.world_size, 6):
+    for count in (lab.reader.world_size, 6):
         engine = lab.engine(Net(dropout=0, norm=False), clip_norm=CLIP)
-        lab.train(engine, list(batches(lab.worker, count=count, sizes=(16, 7))))
+        lab.train(engine, list(batches(lab.reader, count=count, sizes=(16, 7))))
         states["few" if count < 6 else "many"] = copied(engine.model_state())
         engine.close()
     return states
+
+
+def tokens(lab: Lab) -> dict[str, Any]:
+    """Losses and weights of a language model on padded texts, cut into few and many parts."""
+    lab = replace(lab, task=LanguageModel(LanguageModelTask()))
+    found = {}
+    for count in (lab.reader.world_size, 4, 6):
+        engine = lab.engine(TokenNet(), Sgd(lr=LR, momentum=0))
+        losses = lab.train(engine, list(texts(lab.reader, count=count)))
+        found[f"cut in {count}"] = losses, copied(engine.model_state())
+        engine.close()
+    return found
+
+
+def penalties(lab: Lab) -> dict[str, Any]:
+    """Losses, penalties and weights of a model with one, cut into few and many parts.
+
+    Or the message of an engine that takes no such model.
+    """
+    found: dict[str, Any] = {}
+    for count in (lab.reader.world_size, 6):
+        try:
+            engine = lab.engine(RidgeNet(), Sgd(lr=LR, momentum=0))
+        except ConfigError as error:
+            return {"refused": str(error)}
+        outputs = [
+            engine.train_step(lab.task, batch, LR)
+            for batch in batches(lab.reader, count=count, sizes=(16, 7))
+        ]
+        losses = [(output.loss.item(), output.metrics["penalty"].item()) for output in outputs]
+        found[f"cut in {count}"] = losses, copied(engine.model_state())
+        engine.close()
+    return found
 
 
 def rates(lab: Lab) -> dict[str, Any]:
@@ -238,8 +363,123 @@ def rates(lab: Lab) -> dict[str, Any]:
     for lr in (0.0, 0.1, 0.2):
         engine = lab.engine(Net(dropout=0, norm=False))
         before = copied(engine.model_state())
-        lab.train(engine, list(batches(lab.worker, sizes=(16,))), lr=lr)
+        lab.train(engine, list(batches(lab.reader, sizes=(16,))), lr=lr)
         moved[lr] = distance(before, engine.model_state(), Net(norm=False))
+        engine.close()
+    return moved
+
+
+def averaging(lab: Lab) -> dict[str, Any]:
+    """Weights after each step, the average at the end, and whether looking at it does harm."""
+    data, folder = list(batches(lab.reader)), lab.new_folder("averaging")
+    inners = []
+
+    def averaged() -> AveragedEngine:
+        inners.append(lab.engine(optimizer=Sgd(lr=LR, momentum=0.9)))
+        return AveragedEngine(EmaConfig(decay=0.6), inners[-1], lab.worker)
+
+    engine = averaged()
+    path = [copied(inners[0].model_state())]
+    steps = []
+    for number, batch in enumerate(data):
+        steps.append(engine.train_step(lab.task, batch, LR).loss.item())
+        path.append(copied(inners[0].model_state()))
+        if number == 2:
+            engine.synchronise()
+            seen = engine.evaluate_step(lab.task, batch.micro_batches[0]).outputs
+            middle = copied(engine.model_state())
+            engine.save(folder)
+    engine.synchronise()
+    average = copied(engine.model_state())
+    engine.close()
+    engine = averaged()
+    engine.load(folder)
+    again = lab.train(engine, data[3:])
+    engine.synchronise()
+    resumed = copied(engine.model_state())
+    engine.load_model_state(folder)
+    restored = copied(engine.model_state())
+    engine.close()
+    return {
+        "path": path,
+        "steps": steps,
+        "seen": seen,
+        "middle": middle,
+        "average": average,
+        "again": again,
+        "resumed": resumed,
+        "restored": restored,
+    }
+
+
+def unfreezing(lab: Lab) -> dict[str, Any]:
+    """Two frozen steps and three free ones, straight and resumed from either phase."""
+    data, early, late = list(batches(lab.reader)), *map(lab.new_folder, ("early", "late"))
+
+    def build_phase(phase: int, state: dict[str, Tensor] | None) -> Engine:
+        model = Net()
+        if state is not None:
+            model.load_state_dict(state)
+        freeze_until(model, [["first.*"]], phase)
+        return lab.engine(model, optimizer=AdamW())
+
+    def fresh() -> PhasedEngine:
+        return PhasedEngine([2], build_phase, lab.worker)
+
+    engine = fresh()
+    begun = copied(engine.model_state())
+    losses = lab.train(engine, data[:2])
+    engine.synchronise()
+    frozen = copied(engine.model_state())
+    engine.save(early)
+    losses += lab.train(engine, data[2:4])
+    engine.synchronise()
+    engine.save(late)
+    losses += lab.train(engine, data[4:])
+    free = copied(engine.model_state())
+    engine.load(early)
+    again = lab.train(engine, data[2:4])
+    engine.synchronise()
+    again += lab.train(engine, data[4:])
+    from_early = again, copied(engine.model_state())
+    engine.close()
+    engine = fresh()
+    engine.load(late)
+    from_late = lab.train(engine, data[4:]), copied(engine.model_state())
+    engine.close()
+    return {
+        "begun": begun,
+        "frozen": frozen,
+        "free": free,
+        "losses": losses,
+        "from_early": from_early,
+        "from_late": from_late,
+    }
+
+
+def recomputation(lab: Lab) -> dict[str, Any]:
+    """Losses of a model of stages that keeps its activations, and of one that recomputes them."""
+    losses = {}
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = create("resnet18", num_classes=CLASSES, in_channels=3, image_size=SIDE, width=0.125)
+        model.set_checkpointing(recompute)
+        engine = lab.engine(model, optimizer=Sgd(lr=LR, momentum=0.9))
+        losses[recompute] = lab.train(engine, list(batches(lab.reader, sizes=(16, 10))))
+        engine.close()
+    return losses
+
+
+def scales(lab: Lab) -> dict[str, Any]:
+    """How far one SGD step moves parameters of a group with half the rate, and without it."""
+    moved = {}
+    for name, groups in (("same", []), ("own", [{"parameters": ["head.*"], "lr_scale": 0.5}])):
+        section = Sgd.model_validate({"lr": LR, "momentum": 0.0, "groups": groups})
+        engine = lab.engine(Net(dropout=0, norm=False), optimizer=section)
+        before = copied(engine.model_state())
+        lab.train(engine, list(batches(lab.reader, sizes=(16,))))
+        after = engine.model_state()
+        moved[name] = {key: after[key] - before[key] for key in after}
         engine.close()
     return moved
 
@@ -255,6 +495,12 @@ CASES: dict[str, Callable[[Lab], dict[str, Any]]] = {
         evaluation,
         accumulation,
         rates,
+        tokens,
+        penalties,
+        averaging,
+        unfreezing,
+        recomputation,
+        scales,
     )
 }
 

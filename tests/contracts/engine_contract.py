@@ -11,7 +11,7 @@ import pickle
 import tempfile
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,9 +21,24 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from orchestrator.config.base import Part
-from orchestrator.config.engines import PlainEngineConfig
+from orchestrator.config.engines import PlainEngineConfig, copies
+from orchestrator.data.text.tokenizer import PAD
+from orchestrator.engine.pipeline_worker import reader
+from orchestrator.engine.shared import autocast
 from orchestrator.host import GroupWorker, SingleWorker, Worker
-from tests.contracts.engine_cases import CASES, CLIP, LR, Lab, Net, Setting
+from tests.contracts.engine_cases import (
+    CASES,
+    CLIP,
+    LR,
+    SAMPLES,
+    Lab,
+    Net,
+    RidgeNet,
+    Setting,
+    TokenNet,
+    batches,
+    texts,
+)
 
 FP32 = Setting("fp32", "contiguous")
 BF16 = Setting("bf16", "channels_last")
@@ -34,12 +49,12 @@ class Subject:
     """An engine to be tested, on so many processes."""
 
     name: str
-    config: Part
+    config: Part = field(hash=False)  # a raw block is a dict
     workers: int = 1
 
 
 REFERENCE = Subject("plain", PlainEngineConfig())
-BF16_CASES = ("parity", "resumption", "evaluation")
+BF16_CASES = ("parity", "resumption", "evaluation", "averaging")
 Outcome = dict[str, list[dict[str, Any]]]
 """What each case returned, rank by rank."""
 
@@ -106,12 +121,13 @@ class EngineContract:
         assert changed == parameters - {"first.weight", "first.bias"}
 
     def test_averages_batch_statistics(self, outcome: Outcome, subject: Subject) -> None:
-        ranks = outcome["statistics"]
+        ranks = [rank for rank in outcome["statistics"] if len(rank["own"])]
         own = torch.stack([rank["own"] for rank in ranks])
         for rank in ranks:
             torch.testing.assert_close(rank["averaged"], own.mean(0))
         torch.testing.assert_close(ranks[0]["exported"], own.mean(0))
-        if subject.workers > 1:
+        assert len(own) == copies(subject.config, subject.workers)
+        if len(own) > 1:
             assert not torch.allclose(own[0], own[1])
 
     @also_in_bf16
@@ -132,6 +148,90 @@ class EngineContract:
         for name, value in states["few"].items():
             torch.testing.assert_close(states["many"][name], value, rtol=1e-5, atol=1e-6)
 
+    def test_every_real_token_counts_alike(self, outcome: Outcome) -> None:
+        expected_losses, expected = plain_steps_over_tokens()
+        for cut in outcome["tokens"][0]:
+            losses = torch.tensor([rank[cut][0] for rank in outcome["tokens"]])
+            torch.testing.assert_close(losses.mean(0), expected_losses, rtol=1e-5, atol=1e-6)
+            for name, value in expected.items():
+                found = outcome["tokens"][0][cut][1][name]
+                torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-6)
+
+    @also_in_bf16
+    def test_averages_the_weights(
+        self, outcome: Outcome, setting: Setting, subject: Subject
+    ) -> None:
+        main = outcome["averaging"][0]
+        average = main["path"][0]
+        for number, weights in enumerate(main["path"][1:], start=1):
+            decay = min(0.6, (1 + number) / (10 + number))
+            average = {
+                name: decay * value.double() + (1 - decay) * weights[name].double()
+                for name, value in average.items()
+            }
+            if number == 3:
+                compare_parameters(main["middle"], average)
+        compare_parameters(main["average"], average)
+        if subject.workers == 1:
+            bare = Net().eval()
+            bare.load_state_dict(main["middle"])
+            batch = list(batches(SingleWorker()))[2].micro_batches[0]
+            with torch.no_grad(), autocast(torch.device("cpu"), setting.precision):
+                seen = bare(batch.inputs["image"])
+            tolerance = 1e-5 if setting == FP32 else 0.02
+            torch.testing.assert_close(main["seen"], seen, rtol=tolerance, atol=tolerance)
+
+    @also_in_bf16
+    def test_looking_at_the_average_changes_nothing(
+        self, outcome: Outcome, reference: Outcome, setting: Setting
+    ) -> None:
+        losses = torch.tensor([rank["steps"] for rank in outcome["averaging"]]).mean(0)
+        plain = torch.tensor(reference["averaging"][0]["steps"])
+        tolerance = 1e-5 if setting == FP32 else 0.02
+        torch.testing.assert_close(losses, plain, rtol=tolerance, atol=tolerance)
+        for rank in outcome["averaging"]:
+            assert rank["again"] == rank["steps"][3:]
+            assert_same(rank["resumed"], rank["average"])
+            assert_same(rank["restored"], rank["middle"])
+
+    def test_unfrozen_parameters_learn(self, outcome: Outcome, reference: Outcome) -> None:
+        main, plain = outcome["unfreezing"][0], reference["unfreezing"][0]
+        for name in ("first.weight", "first.bias"):
+            assert torch.equal(main["begun"][name], main["frozen"][name])
+            assert not torch.equal(main["frozen"][name], main["free"][name])
+        losses = torch.tensor([rank["losses"] for rank in outcome["unfreezing"]]).mean(0)
+        torch.testing.assert_close(losses, torch.tensor(plain["losses"]), rtol=1e-3, atol=1e-4)
+
+    def test_resumes_in_any_phase_to_the_bit(self, outcome: Outcome) -> None:
+        ranks = outcome["unfreezing"]
+        for key, start in (("from_early", 2), ("from_late", 4)):
+            for rank in ranks:
+                assert rank[key][0] == rank["losses"][start:]
+            # Other ranks' counts of batches are not kept.
+            assert_same(ranks[0][key][1], ranks[0]["free"])
+
+    def test_recomputed_activations_change_no_loss(self, outcome: Outcome) -> None:
+        for rank in outcome["recomputation"]:
+            assert rank[True] == pytest.approx(rank[False], rel=1e-5)
+
+    def test_groups_step_at_their_own_rate(self, outcome: Outcome) -> None:
+        moved = outcome["scales"][0]
+        for name, change in moved["same"].items():
+            scale = 0.5 if name.startswith("head") else 1.0
+            torch.testing.assert_close(moved["own"][name], scale * change, rtol=1e-3, atol=1e-7)
+
+    def test_a_layers_penalty_counts_once_a_step(self, outcome: Outcome) -> None:
+        ranks = outcome["penalties"]
+        if "refused" in ranks[0]:
+            assert "RidgeNet's Ridge" in ranks[0]["refused"]
+            return
+        expected_losses, expected = plain_steps_with_penalty()
+        for cut in ranks[0]:
+            losses = torch.tensor([rank[cut][0] for rank in ranks])
+            torch.testing.assert_close(losses.mean(0), expected_losses, rtol=1e-5, atol=1e-6)
+            for name, value in expected.items():
+                torch.testing.assert_close(ranks[0][cut][1][name], value, rtol=1e-5, atol=1e-6)
+
     def test_steps_at_the_given_rate(self, outcome: Outcome) -> None:
         moved = outcome["rates"][0]
         assert moved[0.0] == 0
@@ -149,10 +249,52 @@ def pytest_parameters(metafunc: pytest.Metafunc) -> None:
 
 
 def global_losses(ranks: list[dict[str, Any]]) -> torch.Tensor:
-    """The mean loss over each global batch's samples, from every rank's mean over its own."""
-    steps = torch.tensor([rank["steps"] for rank in ranks], dtype=torch.float64)
-    loss, seen = steps[..., 0], steps[..., 1]
-    return (loss * seen).sum(0) / seen.sum(0)
+    """Each global batch's loss, from every rank's part."""
+    return torch.tensor([rank["steps"] for rank in ranks], dtype=torch.float64).mean(0)
+
+
+def plain_steps_over_tokens() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Losses and weights of SGD on the mean over all real tokens of each whole batch."""
+    model, losses = TokenNet(), []
+    for batch in texts(SingleWorker(), count=1):
+        (whole,) = batch.micro_batches
+        real = whole.targets["label"] != PAD
+        loss = nll(model(whole.inputs["tokens"])[real], whole.targets["label"][real])
+        losses.append(loss.detach())
+        descend(model, loss)
+    return torch.stack(losses), model.state_dict()
+
+
+def plain_steps_with_penalty() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """(Loss, penalty) and weights of SGD on the mean over each whole batch plus the penalty."""
+    model, losses = RidgeNet(), []
+    for batch in batches(SingleWorker(), count=1, sizes=(16, 7)):
+        (whole,) = batch.micro_batches
+        penalty = model.head.weight.square().sum() / 2 / SAMPLES
+        loss = nll(model(whole.inputs["image"]), whole.targets["label"]) + penalty
+        losses.append(torch.stack([loss, penalty]).detach())
+        descend(model, loss)
+    return torch.stack(losses), model.state_dict()
+
+
+def nll(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """The mean of −log p."""
+    return -logits.log_softmax(-1)[torch.arange(len(label)), label].sum() / len(label)
+
+
+def descend(model: torch.nn.Module, loss: torch.Tensor) -> None:
+    """One step of SGD."""
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    with torch.no_grad():
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter -= LR * gradient
+
+
+def compare_parameters(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    """Near each other, name by name; ranks' running statistics differ from one process's."""
+    for name, value in wanted.items():
+        if "running" not in name and "tracked" not in name:
+            torch.testing.assert_close(found[name].double(), value, rtol=1e-5, atol=1e-6)
 
 
 def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
@@ -196,9 +338,10 @@ def run_rank(
     results = {}
     try:
         for subject in subjects:
+            view = reader(subject.config, worker)
             for setting in settings:
                 place = folder / subject.name / setting.precision
-                lab = Lab(subject.config, setting, worker, place)
+                lab = Lab(subject.config, setting, worker, view, place)
                 results[subject.name, setting] = {
                     name: case(lab)
                     for name, case in CASES.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -12,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from orchestrator.config.engines import DeepSpeedEngineConfig
-from orchestrator.config.optimizers import Adagrad, NAdam, RAdam, RMSprop, Sgd
+from orchestrator.config.engines import DeepSpeedEngineConfig, OffloadConfig
+from orchestrator.config.optimizers import Adagrad, Adam, AdamW, NAdam, RAdam, RMSprop, Sgd
 from orchestrator.config.training import ClassifyTask, TrainConfig
 from orchestrator.data.types import Batch, GlobalBatch
 from orchestrator.engine.deepspeed import DeepSpeedEngine
@@ -170,3 +171,116 @@ for stage in (1, 3):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
+
+
+def test_the_raw_block_reaches_deepspeed_and_its_refusals_are_told():
+    def made_with(**zero):
+        return DeepSpeedEngine(
+            DeepSpeedEngineConfig(zero_stage=1, deepspeed={"zero_optimization": zero}),
+            model=network(),
+            optimizer=Sgd(lr=0.1),
+            train=TrainConfig(precision="fp32", memory_format="contiguous"),
+            seed=0,
+            worker=SingleWorker(),
+        )
+
+    made = made_with(reduce_scatter=False)
+    assert made._engine.zero_reduce_scatter() is False
+    made.close()
+    with pytest.raises(ConfigError, match=r"engine\.deepspeed: .*overlap_com: Extra inputs"):
+        made_with(overlap_com=False)
+
+
+def test_offload_to_nvme_needs_libaio(tmp_path):
+    if importlib.import_module("deepspeed.ops.op_builder").AsyncIOBuilder().is_compatible():
+        pytest.skip("libaio is here")
+    offload = OffloadConfig(parameters="nvme", path=str(tmp_path))
+    with pytest.raises(ResourceError, match="needs libaio"):
+        DeepSpeedEngine(
+            DeepSpeedEngineConfig(zero_stage=3, offload=offload),
+            model=network(),
+            optimizer=Sgd(lr=0.1),
+            train=TrainConfig(precision="fp32", memory_format="contiguous"),
+            seed=0,
+            worker=SingleWorker(),
+        )
+
+
+@pytest.mark.parametrize("optimizer", [Adam(lr=1e-2), AdamW(lr=1e-2, weight_decay=0.1)])
+def test_offloaded_adam_steps_as_pytorchs(optimizer):
+    steps = {}
+    for offload in (None, OffloadConfig()):
+        made = DeepSpeedEngine(
+            DeepSpeedEngineConfig(zero_stage=1, offload=offload),
+            model=network(),
+            optimizer=optimizer,
+            train=TrainConfig(precision="fp32", memory_format="contiguous"),
+            seed=0,
+            worker=SingleWorker(),
+        )
+        steps[offload] = [made.train_step(TASK, batch(), 1e-2).loss.item() for _ in range(5)]
+        made.close()
+    plain, offloaded = steps.values()
+    assert offloaded == pytest.approx(plain, rel=1e-5)
+    assert plain[-1] < plain[0]
+
+
+def test_compressed_gradients_are_rounded_alike_on_both_ranks(tmp_path):
+    script = tmp_path / "compressed.py"
+    script.write_text(COMPRESSED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", script]
+    done = subprocess.run(
+        [*command, "--", str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = torch.load(tmp_path / "steps.pt")
+    plain, rounded = found["none"], found["bf16"]
+    assert not torch.equal(plain, rounded)
+    torch.testing.assert_close(rounded, plain, rtol=2e-2, atol=2e-2)
+
+
+COMPRESSED = """
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from orchestrator.config.engines import DeepSpeedEngineConfig, OffloadConfig
+from orchestrator.config.optimizers import Sgd
+from orchestrator.config.training import ClassifyTask, TrainConfig
+from orchestrator.data.types import Batch, GlobalBatch
+from orchestrator.engine.deepspeed import DeepSpeedEngine
+from orchestrator.host import GroupWorker
+from orchestrator.tasks.classify import Classify
+
+dist.init_process_group("gloo")
+worker, steps = GroupWorker(), {}
+for compression in ("none", "bf16"):
+    torch.manual_seed(0)
+    made = DeepSpeedEngine(
+        DeepSpeedEngineConfig(zero_stage=1, compression=compression),
+        model=nn.Sequential(nn.Flatten(), nn.Linear(48, 4)),
+        optimizer=Sgd(lr=0.1),
+        train=TrainConfig(precision="fp32", memory_format="contiguous"),
+        seed=0,
+        worker=worker,
+    )
+    for index in range(3):
+        random = torch.Generator().manual_seed(10 * index + worker.rank)
+        image = torch.randn(8, 3, 4, 4, generator=random)
+        label = torch.randint(4, (8,), generator=random)
+        micro = Batch(torch.arange(8), {"image": image}, {"label": label})
+        batch = GlobalBatch(0, index, 16, (micro,), (worker.rank,))
+        made.train_step(Classify(ClassifyTask()), batch, 0.1)
+    state = made.model_state()
+    both = worker.gather(made.model[1].weight.detach().clone())
+    if worker.is_main:
+        assert torch.equal(*both)
+        steps[compression] = state["1.weight"]
+    made.close()
+if worker.is_main:
+    torch.save(steps, Path(sys.argv[-1]) / "steps.pt")
+dist.destroy_process_group()
+"""

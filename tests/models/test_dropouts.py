@@ -19,6 +19,7 @@ from orchestrator.models.layers.dropouts import (
     time_mask,
 )
 from orchestrator.models.layers.monte_carlo import dropout_on, monte_carlo
+from orchestrator.models.layers.penalties import set_training_samples
 
 RATE = 0.25
 # A kept one is 1 / (1 - p), so the variance of dropped ones is p / (1 - p).
@@ -226,9 +227,16 @@ def test_the_rate_has_the_gradient_of_the_formula():
 
 
 def test_the_penalty_is_its_formula_and_pulls_towards_one_half():
-    drop = ConcreteDropout(0.2)
-    weight = torch.randn(3, 8, requires_grad=True)
-    found = drop.penalty(weight, samples=100, length=0.5)
+    drop, linear = ConcreteDropout(0.2, length=0.5), torch.nn.Linear(8, 3)
+    weight = linear.weight
+    drop(torch.ones(2, 8), linear)
+    assert drop.penalty() is None  # nobody has said how many samples the training set has
+    set_training_samples(torch.nn.Sequential(drop), 100)
+    torch.testing.assert_close(drop.eval()(torch.ones(2, 8), linear), linear(torch.ones(2, 8)))
+    assert drop.penalty() is None
+    drop.train()(torch.ones(2, 8), linear)
+    found = drop.penalty()
+    assert drop.penalty() is None  # it is given once
     entropy = -(0.2 * math.log(0.2) + 0.8 * math.log(0.8))
     expected = (0.5**2 * weight.square().sum().item() / (2 * 0.8) - 8 * entropy) / 100
     assert found.item() == pytest.approx(expected, rel=1e-5)
@@ -238,7 +246,7 @@ def test_the_penalty_is_its_formula_and_pulls_towards_one_half():
     optimizer = torch.optim.Adam(free.parameters(), 0.1)
     for _ in range(100):
         optimizer.zero_grad()
-        free.penalty(torch.zeros(1, 8), samples=1).backward()
+        free.divergence(torch.zeros(1, 8)).backward()
         optimizer.step()
     assert free.rate == pytest.approx(0.5, abs=0.01)
 

@@ -25,7 +25,7 @@ def look(worker):
     return my_plugin.NAME
 
 sys.path.insert(0, sys.argv[1])
-session = start_or_attach(cpus=1, plugins=["my_plugin.parts"])
+session = start_or_attach(cpus=1, modules=["my_plugin.parts"])
 host = RayHost(session)
 print(json.dumps([session.attached, host.submit(look, {}, Resources()).result()]))
 host.close()
@@ -96,6 +96,41 @@ host.close()
     )
     assert done.stdout == "from-the-driver\n", done.stderr
     socket.create_connection(cluster.address.rsplit(":", 1), timeout=5).close()
+
+
+TRAVELS = """
+import shutil, sys
+from orchestrator.launch.cluster import start_or_attach
+from orchestrator.launch.ray_host import RayHost
+from orchestrator.host import Resources
+
+def look(worker):
+    import my_plugin.parts
+    return my_plugin.parts.NAME
+
+sys.path.append(sys.argv[2])
+session = start_or_attach(sys.argv[1], modules=["my_plugin.parts"])
+shutil.rmtree(sys.argv[2])  # as on a node that never had it
+host = RayHost(session)
+print(host.submit(look, {}, Resources()).result())
+host.close()
+"""
+
+
+def test_a_users_modules_travel_with_those_that_they_import(cluster, tmp_path):
+    project = tmp_path / "project"
+    (project / "my_plugin").mkdir(parents=True)
+    (project / "my_plugin" / "__init__.py").touch()
+    (project / "my_plugin" / "parts.py").write_text("from my_helper import NAME")
+    (project / "my_helper.py").write_text("NAME = 'mine'")
+    done = subprocess.run(
+        [sys.executable, "-c", TRAVELS, cluster.address, str(project)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+    )
+    assert done.stdout == "mine\n", done.stderr
 
 
 ATTACH = """

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from orchestrator.config.duration import Duration
+from orchestrator.config.duration import Duration, Interval
 from orchestrator.config.pipeline import (
     Asha,
     Choice,
@@ -230,7 +230,7 @@ def test_hyperband_stops_at_its_brackets_rungs(tmp_path):
     scheduler = {"type": "hyperband", "grace": "1 epoch", "reduction": 2}
     lengths = play(tmp_path, scheduler, curves)
     assert set(lengths) == {1, 2, 4, EPOCHS}  # ⌊log₂ 8⌋ + 1 = 4 brackets
-    pruner = build_scheduler(Hyperband(reduction=2), Steps(10, 80, 10))
+    pruner = build_scheduler(Hyperband(reduction=2), Steps(10, 80, Interval(10)))
     study = optuna.create_study(pruner=pruner)
     study.ask().should_prune()
     assert pruner._n_brackets == 4
@@ -248,23 +248,36 @@ def test_without_a_scheduler_every_trial_runs_to_its_end(tmp_path):
     every=st.sampled_from(["1 epoch", "0.5 epochs", "0.25 epochs", "3 steps"]),
 )
 def test_grace_is_a_whole_number_of_evaluations(epoch, total, grace, every):
-    evaluation = max(1, Duration.parse(every).steps(epoch, total))
+    interval = Duration.parse(every).interval(epoch, total)
     wanted = Duration.parse(grace).steps(epoch, total)
-    found = Steps(epoch, total, evaluation).grace(Duration.parse(grace))
+    found = Steps(epoch, total, interval).grace(Duration.parse(grace))
     assert 1 <= found <= total
     if found < total:
-        assert found % evaluation == 0
-        assert found == evaluation or abs(found - wanted) <= evaluation / 2
+        number = max(1, round(found / interval.length))
+        assert 0 <= interval.point(number) - found <= 1
+        assert number == 1 or abs(found - wanted) <= interval.length / 2 + 1
 
 
-def test_a_half_epoch_that_rounds_down_does_not_delay_the_rung():
-    """389 steps an epoch, evaluated every 194: the second evaluation is one step short of it."""
-    steps = Steps(epoch=389, total=3 * 389, evaluation=Duration.parse("0.5 epochs").steps(389))
-    pruner = build_scheduler(Asha(reduction=2), steps)
-    study = optuna.create_study(direction="maximize", pruner=pruner)
-    for value, stopped in ((0.9, False), (0.1, True)):
+@pytest.mark.parametrize("epoch", [388, 389, 390, 399])
+@pytest.mark.parametrize(("grace", "rungs"), [("0.5 epochs", (1, 2, 4)), ("1.5 epochs", (3,))])
+def test_rungs_fall_on_evaluations_at_fractions_of_an_epoch(epoch, grace, rungs):
+    """Half of 389 or 399 steps is no whole step: no rung may wait for the next evaluation."""
+    total, every = 3 * epoch, Duration.parse("0.5 epochs").interval(epoch)
+    steps = Steps(epoch, total, every)
+    study = optuna.create_study(
+        direction="maximize",
+        pruner=build_scheduler(Asha(grace=Duration.parse(grace), reduction=2), steps),
+    )
+
+    def judged(values):
+        """After which evaluation a trial is stopped."""
         trial = study.ask()
-        trial.report(value, 194)
-        assert not trial.should_prune()
-        trial.report(value, 388)
-        assert trial.should_prune() == stopped
+        for number, value in enumerate(values, start=1):
+            trial.report(value, every.point(number))
+            if trial.should_prune():
+                return number
+        return None
+
+    assert judged([0.9] * 5) is None
+    for rung in rungs:
+        assert judged([0.9] * (rung - 1) + [0.1] * (6 - rung)) == rung

@@ -10,11 +10,15 @@ import pytest
 import torch
 
 from orchestrator import api, cli
+from orchestrator.config.base import build
 from orchestrator.config.load import config_from_mapping
 from orchestrator.data import memory
 from orchestrator.data.memory import load_data
 from orchestrator.data.text.tokenizer import END
 from orchestrator.errors import DataError, RunFolderError
+from orchestrator.evaluate import evaluate
+from orchestrator.host import SingleWorker
+from orchestrator.parts import build_loader
 from orchestrator.predict import answer_texts, continue_text, predict_texts
 from orchestrator.run_folder.predictions import read_predictions
 from orchestrator.serve.predictor import load_predictor
@@ -70,11 +74,13 @@ def evaluations(result):
     return [one["values"] for one in map(json.loads, lines) if one["split"] == "val"]
 
 
-def test_a_language_model_beats_the_frequencies_of_its_characters(tmp_path, topics):
+def test_a_language_model_beats_the_frequencies_of_its_characters(tmp_path, topics, capsys):
     folder = tmp_path / "text"
-    folder.mkdir()
-    for name in ("assert", "for", "if", "while", "with"):
-        (folder / f"{name}.txt").write_text(topics[name])
+    pages = {"train": ("assert", "for", "if", "while", "with"), "test": ("del", "pass")}
+    for split, names in pages.items():
+        (folder / split).mkdir(parents=True)
+        for name in names:
+            (folder / split / f"{name}.txt").write_text(topics[name])
     source = {"type": "text_folder", "path": str(folder), "length": LENGTH}
     config, result = train(
         tmp_path,
@@ -96,9 +102,27 @@ def test_a_language_model_beats_the_frequencies_of_its_characters(tmp_path, topi
     assert found["nll"] < nll - 0.3
     with pytest.raises(DataError, match="one label a sample"):
         api.evaluate(result.root, "val")
+    best = min(evaluations(result), key=lambda values: values["perplexity"])
+    measured = api.measure(result.root)
+    assert measured == pytest.approx({name: best[name] for name in measured}, rel=1e-5)
+    _is_measured_on_test(result.root, nll, capsys)
     with pytest.raises(RunFolderError, match="gives no label to a text"):
         predict_texts(result.root, ["x"])
     _goes_on(result.root, data.info.tokenizer)
+
+
+def _is_measured_on_test(root, worst, capsys):
+    events = root / "events.jsonl"
+    assert "test_read" not in events.read_text()
+    assert cli.run(["evaluate", str(root), "--split", "test", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["name"], found["split"]) == ("run", "test")
+    assert found["perplexity"] == pytest.approx(math.exp(found["nll"]), rel=1e-6)
+    assert found["nll"] < worst
+    assert "test_read" in events.read_text()
+    assert cli.run(["evaluate", str(root)]) == 0
+    assert capsys.readouterr().out.startswith("run on val: loss ")
+    assert cli.run(["evaluate", str(root), "--split", "select"]) == 0
 
 
 def _goes_on(root, tokenizer):
@@ -160,6 +184,7 @@ def test_a_transformer_learns_to_answer(tmp_path, topics):
     first, *_, last = evaluations(result)
     assert last["nll"] < 0.8 * first["nll"]
     assert last["token_accuracy"] > first["token_accuracy"]
+    _loss_is_the_mean_over_tokens(config, result.root)
     said = answer_texts(result.root, ["abc", "print"])
     assert [text == text.upper() for text in said] == [True, True]
     # Words of one token list have no four-grams, so that BLEU is 0; the answers are what counts.
@@ -174,6 +199,21 @@ def test_a_transformer_learns_to_answer(tmp_path, topics):
     assert 0 <= last["bleu"] <= 1
     with pytest.raises(RunFolderError, match="is no language model"):
         continue_text(result.root, "x", 1)
+
+
+def _loss_is_the_mean_over_tokens(config, root):
+    """However the words, which are of unlike lengths, come together in batches."""
+    network, _ = api.load_model(root)
+    task, loader = build("task", config.task), build_loader(config, SingleWorker())
+
+    def step(task, batch):
+        with torch.no_grad():
+            return task.loss(task.forward(network, batch), batch)
+
+    found = [evaluate(step, task, loader, "val", SingleWorker(), size).values for size in (7, 512)]
+    for values in found:
+        assert values["val/loss"] == pytest.approx(values["val/nll"], rel=1e-6)
+        assert values["val/nll"] == pytest.approx(found[0]["val/nll"], rel=1e-5)
 
 
 def test_the_model_must_fit_the_text_when_the_folder_says_what_it_is(tmp_path, topics):

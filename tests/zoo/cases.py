@@ -1,9 +1,12 @@
 """What the tests of all models need to know of each family; a file a family in `families/`."""
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from orchestrator import models
+from orchestrator.models.registry import FAMILIES as REGISTERED
 
 
 @dataclass(frozen=True)
@@ -56,3 +59,20 @@ CASES = {case.name: case for family in FAMILIES for case in family.CASES}
 NUMBERS = {numbers.name: numbers for family in FAMILIES for numbers in family.NUMBERS}
 FIRST = [family.CASES[0].name for family in FAMILIES]
 """One of each family, for what takes seconds."""
+
+
+def _variants():
+    """As narrow as a case of their family, but as deep as they are: the graph is the variant's."""
+    for family in FAMILIES:
+        for name in REGISTERED[family.__name__.rpartition(".")[2]]:
+            if name in CASES:
+                continue
+            for case in family.CASES:
+                slim = {k: v for k, v in case.slim.items() if k not in ("depth", "depths")}
+                if slim.keys() <= models.options_of(name).keys():
+                    yield name, replace(case, name=name, slim=slim)
+                    break
+
+
+VARIANTS = dict(_variants())
+"""Cases of the models that have none of their own."""

@@ -6,8 +6,13 @@ import torch
 from orchestrator import models
 from orchestrator.models.efficientnet import VARIANTS, compound
 from tests.zoo.cases import NUMBERS
+from tests.zoo.small import settle
 
-PUBLISHED = {name: known for name in models.names() if (known := models.published(name))}
+PUBLISHED = {
+    name: known
+    for name in models.names()
+    if (known := models.published(name)) and known.vocabulary is None
+}
 REFERENCED = {name: known.reference for name, known in PUBLISHED.items() if known.reference}
 NORMS = {f"efficientnet_b{n}": (1e-5, 0.1) if n < 5 else (1e-3, 0.01) for n in range(8)}
 
@@ -94,6 +99,52 @@ def test_numbers_are_the_references(name, training, torchvision, timm):
     expected = _tuple(theirs.train(training)(x))
     assert expected[0].std(dim=0).mean() > 1e-4  # where nothing normalises, signals shrink
     torch.testing.assert_close(_tuple(ours(x)), expected, rtol=1e-8, atol=1e-8)
+
+
+FAST = [name for name in REFERENCED if name in NUMBERS]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in REFERENCED if name not in NUMBERS]
+
+
+@pytest.mark.parametrize("name", [*FAST, *SLOW])
+def test_every_model_classifies_as_its_reference(name, torchvision, timm):
+    """Whole models of every size, evaluated in single precision, to 1e-5 of the largest logit.
+
+    64 pixels are the fewest that leave more than one to each later layer, so that padding, pooling
+    and shifting have something to do. EfficientNets' fresh layers, up to hundreds of them, amplify
+    what single precision rounds to more than that, so theirs is double and the bound 1e-8.
+    """
+    torch.manual_seed(0)
+    size = 75 if name.startswith("inception") else 64
+    theirs = reference(name, torchvision, timm, **({"img_size": size} if "patch16" in name else {}))
+    ours = create(name, image_size=size, **_published_layout(name)).eval()
+    _unlike_any_other(theirs)
+    dtype, bound = torch.float, 1e-5
+    if name.startswith("efficientnet"):
+        dtype, bound = torch.double, 1e-8
+    ours, theirs = ours.to(dtype), theirs.to(dtype)
+    x = torch.randn(8, 3, size, size, dtype=dtype)
+    settle(theirs, x)
+    renamed = {ours.key_map(key): value for key, value in theirs.state_dict().items()}
+    ours.load_state_dict({key: value for key, value in renamed.items() if key is not None})
+    with torch.inference_mode():
+        found, expected = ours(x[:2]), theirs(x[:2])
+    largest = expected.abs().max()
+    assert expected.std(dim=0).mean() > 1e-3 * largest  # the images decide
+    assert (found - expected).abs().max() <= bound * largest
+
+
+def _published_layout(name: str) -> dict[str, object]:
+    """What makes a model for small images the one that was published for large ones."""
+    published = {"stem": "imagenet", "patch": 4 if name.startswith("swin") else 16, "window": 7}
+    return {key: value for key, value in published.items() if key in models.options_of(name)}
+
+
+def _unlike_any_other(model: torch.nn.Module) -> None:
+    """Adds noise to what starts constant, as norms and biases do, or nearly."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() == 1 or parameter.std() < 1e-3:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
 
 
 def _tuple(outputs):

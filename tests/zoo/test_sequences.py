@@ -107,6 +107,36 @@ def test_recurrent_dropout_is_one_mask_for_all_steps(cell):
     torch.testing.assert_close(layer(x, torch.ones(3, 5)), _fused(layer, x))
 
 
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("training", [True, False])
+def test_zoneout_keeps_units_as_the_paper_has_it(cell, training):
+    torch.manual_seed(0)
+    rates = (0.3, 0.5) if cell == "lstm" else (0.3, 0.0)
+    layer = RecurrentLayer(cell, 6, 8, False, 0.0, rates).double().train(training)
+    x = torch.randn(3, 5, 6, dtype=torch.double)
+    cells = {"rnn": nn.RNNCell, "lstm": nn.LSTMCell, "gru": nn.GRUCell}
+    step = cells[cell](6, 8).double()
+    step.load_state_dict({k.removesuffix("_l0"): v for k, v in layer.state_dict().items()})
+    torch.manual_seed(3)
+    found = layer(x, torch.ones(3, 5))
+    torch.manual_seed(3)
+    hidden = state = torch.zeros(3, 8, dtype=torch.double)
+    for time in range(5):
+        new = step(x[:, time], (hidden, state) if cell == "lstm" else hidden)
+        new, cells_new = new if cell == "lstm" else (new, state)
+        # Equation 5, and in evaluation the expectation of the masks.
+        hidden = _zoned(new, hidden, rates[0], training)
+        state = _zoned(cells_new, state, rates[1], training)
+        torch.testing.assert_close(found[:, time], hidden, rtol=1e-10, atol=1e-10)
+
+
+def _zoned(new, old, rate, training):
+    if not rate:
+        return new
+    stays = torch.empty_like(new).bernoulli_(rate) if training else rate
+    return stays * old + (1 - stays) * new
+
+
 def _update_gate(step, x, hidden):
     gates = F.linear(x, step.weight_ih, step.bias_ih) + F.linear(
         hidden, step.weight_hh, step.bias_hh
@@ -369,6 +399,8 @@ def test_order_matters_with_any_positions(positions):
         ("gru", {"hidden": 0}, "hidden must be a whole number >= 1, but got 0"),
         ("gru", {"dropout": 1.0}, r"dropout must be in \[0, 1\), but got 1.0"),
         ("gru", {"pool": "sum"}, "pool must be last, mean, max or attention, but got 'sum'"),
+        ("gru", {"zoneout_cell": 0.1}, "an LSTM's cell, which a gru does not have, but got 0.1"),
+        ("lstm", {"zoneout": 1.0}, r"zoneout must be in \[0, 1\), but got 1.0"),
         ("tcn", {"kernel": 1}, "kernel must be a whole number >= 2, but got 1"),
         ("gru", {"vocabulary": 1}, "vocabulary must be a whole number >= 2, but got 1"),
         ("gru", {"widht": 1}, "gru has no option 'widht'"),

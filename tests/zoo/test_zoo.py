@@ -6,55 +6,22 @@ import pytest
 import torch
 
 from orchestrator import models
-from orchestrator.config.base import entries, find
+from orchestrator.config.base import entries
 from orchestrator.models.base import StagedModel
 from orchestrator.models.stages import Stage, run_stages
-from tests.zoo.cases import CASES, FIRST
-
-NAMES = models.names()
-SMALL = sorted(CASES)
-"""Those that run on real tensors; the rest differ from them in size alone."""
-IMAGES = [name for name in SMALL if not models.reads_tokens(name)]
-ONE_INPUT = [name for name in NAMES if find("model", name).config.texts == 1]
-"""All but those that read a text and the beginning of its answer."""
-VOCABULARY = 50
-
-
-def build(name: str, *, classes: int, in_channels: int = 3, size: int, **options) -> StagedModel:
-    if models.reads_tokens(name):
-        given = {"vocabulary": VOCABULARY, "length": size, **options}
-        return models.create_sequence_model(name, num_classes=classes, **given)
-    given = {"in_channels": in_channels, "image_size": size, **options}
-    return models.create(name, num_classes=classes, **given)
-
-
-def slim(name: str, *, channels: int = 1, **options) -> StagedModel:
-    torch.manual_seed(0)
-    case = CASES[name]
-    given = {**case.slim, **options}
-    return build(name, classes=5, in_channels=channels, size=case.size, **given)
-
-
-def images(name: str, channels: int = 1) -> torch.Tensor:
-    size, generator = CASES[name].size, torch.Generator().manual_seed(1)
-    if models.reads_tokens(name):
-        tokens = torch.randint(1, VOCABULARY, (4, size), generator=generator)
-        short = torch.tensor([0, 1, 0, size // 2])  # tokens that the texts lack at their end
-        return tokens.masked_fill(torch.arange(size) >= size - short[:, None], 0)
-    return torch.randn(4, channels, size, size, generator=generator)
-
-
-def doubled(x: torch.Tensor) -> torch.Tensor:
-    return x.double() if x.is_floating_point() else x
-
-
-def logits_of(outputs) -> torch.Tensor:
-    """Everything a model puts out, auxiliary heads' logits beside its own."""
-    return outputs if torch.is_tensor(outputs) else torch.cat(outputs, 1)
-
-
-def main(outputs) -> torch.Tensor:
-    return outputs if torch.is_tensor(outputs) else outputs[0]
+from tests.zoo.cases import CASES
+from tests.zoo.small import (
+    IMAGES,
+    NAMES,
+    ONE_INPUT,
+    SMALL,
+    build,
+    doubled,
+    images,
+    logits_of,
+    main,
+    slim,
+)
 
 
 def composed(model: StagedModel, x: torch.Tensor) -> torch.Tensor:
@@ -195,12 +162,13 @@ def test_a_state_dict_carries_the_whole_model(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_few_steps_lower_the_loss(name):
-    model = slim(name, **CASES[name].calm)
+    # In double: batch norms over four images amplify fp32's rounding, which threads change.
+    model, x = slim(name, **CASES[name].calm).double(), doubled(images(name))
     labels = torch.arange(4)
     optimizer = torch.optim.SGD(model.parameters(), CASES[name].lr)
     losses = []
     for _ in range(20):
-        loss = torch.nn.functional.cross_entropy(main(model(images(name))), labels)
+        loss = torch.nn.functional.cross_entropy(main(model(x)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -248,30 +216,3 @@ def test_memory_format_does_not_change_the_result(name):
             .fn(images(name).double().contiguous(memory_format=torch.channels_last))
             .is_contiguous(memory_format=torch.channels_last)
         )
-
-
-REST = [pytest.param(name, marks=pytest.mark.slow) for name in SMALL if name not in FIRST]
-
-
-@pytest.mark.parametrize("name", [*FIRST, *REST])
-def test_compiles_as_one_graph(name):
-    model = slim(name, **CASES[name].calm)
-    expected = logits_of(copy.deepcopy(model)(images(name)))
-    torch.compiler.reset()  # every model has the same `forward`, which is compiled 8 times at most
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    found = logits_of(compiled(images(name)))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [*FIRST, *REST])
-def test_onnx_gives_the_same_numbers(name, tmp_path):
-    import onnxruntime
-
-    model = slim(name).eval()
-    program = torch.onnx.export(model, (images(name),), dynamo=True, verbose=False)
-    program.save(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    (found,) = session.run(None, {session.get_inputs()[0].name: images(name).numpy()})
-    expected = model(images(name)).detach()
-    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)

@@ -2,12 +2,14 @@
 
 from orchestrator.config.zoo import (
     alexnet,
+    bert,
     convnet,
     cvt,
     deit,
     densenet,
     efficientnet,
     googlenet,
+    gpt2,
     inception_resnet_v2,
     inception_v2,
     inception_v3,
@@ -35,12 +37,14 @@ from orchestrator.config.zoo import (
 
 __all__ = [
     "alexnet",
+    "bert",
     "convnet",
     "cvt",
     "deit",
     "densenet",
     "efficientnet",
     "googlenet",
+    "gpt2",
     "inception_resnet_v2",
     "inception_v2",
     "inception_v3",

@@ -34,7 +34,7 @@ ACTIVATION = Literal[
     "identity",
 ]
 GATE = Literal["none", "se", "eca", "cbam"]
-DROPOUT = Literal["standard", "dropconnect", "spatial", "dropblock", "path"]
+DROPOUT = Literal["standard", "concrete", "dropconnect", "spatial", "dropblock", "path"]
 INIT = Literal[
     "normal",
     "trunc_normal",
@@ -73,7 +73,8 @@ class ConvNet(Model):
     dropout: Rate = 0.0
     """Rate of whichever kind; 0 turns it off."""
     dropout_kind: DROPOUT = "standard"
-    """`standard` is before the classifier, `dropconnect` on its weights, `spatial` and `dropblock`
+    """`standard` is before the classifier, `concrete` too, its rate learned from this one on
+    (Gal et al., 2017); `dropconnect` is on the classifier's weights, `spatial` and `dropblock`
     behind every block, `path` on every residual branch."""
     block_size: Annotated[int, Field(ge=1, le=64)] = 5
     """Side, in pixels, of what `dropblock` drops."""

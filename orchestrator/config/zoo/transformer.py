@@ -1,4 +1,4 @@
-"""Transformers for text."""
+"""The transformer for text, and the options that those of other families share with it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from orchestrator.config.model import BUILD, Model, Rate
 from orchestrator.config.numbers import Positive
 
 
-class _Transformer(Model):
+class TextTransformer(Model):
     """What transformers for text have."""
 
     takes: ClassVar[str] = "tokens"
+
+    hidden: Positive | None = None
+    """Features between a block's two linear layers; by default 4 `dim`."""
+    dropout: Rate = 0.1
+
+
+class FreeTransformer(TextTransformer):
+    """One of any size."""
 
     dim: Positive = 128
     """Features of a token."""
@@ -22,37 +30,43 @@ class _Transformer(Model):
     """Blocks."""
     heads: Positive = 4
     """Of the attention; they divide `dim`."""
-    hidden: Positive | None = None
-    """Features between a block's two linear layers; by default 4 `dim`."""
-    dropout: Rate = 0.1
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
-        if self.dim % self.heads:
-            raise ValueError(f"heads must divide dim, but got heads={self.heads}, dim={self.dim}")
+        check_heads(self.heads, self.dim)
         return self
 
 
-@part("model", "transformer_encoder", build=BUILD)
-class Encoder(_Transformer):
-    """BERT-like (Devlin et al., 2019): every token sees the whole text; for classification."""
+class PublishedTransformer(TextTransformer):
+    """One of a published size, which may be changed."""
 
-    type: Literal["transformer_encoder"] = "transformer_encoder"
+    dim: Positive | None = None
+    """Features of a token; by default the variant's."""
+    depth: Positive | None = None
+    """Blocks; by default the variant's."""
+    heads: Positive | None = None
+    """Of the attention; they divide `dim`. By default the variant's."""
     positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
 
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.dim and self.heads:
+            check_heads(self.heads, self.dim)
+        return self
 
-@part("model", "transformer_decoder", build=BUILD)
-class Decoder(_Transformer):
-    """GPT-like (Radford et al., 2019): no token sees a later one."""
 
-    type: Literal["transformer_decoder"] = "transformer_decoder"
-    positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
-    tied: bool = False
-    """The head is the embedding's matrix; only for a language model."""
+def check_heads(heads: int, dim: int) -> None:
+    """Refuses heads that do not divide the features.
+
+    Raises:
+        ValueError: with both.
+    """
+    if dim % heads:
+        raise ValueError(f"heads must divide dim, but got heads={heads}, dim={dim}")
 
 
 @part("model", "transformer", build=BUILD)
-class Transformer(_Transformer):
+class Transformer(FreeTransformer):
     """Encoder and decoder (Vaswani et al., 2017): a text answers a text."""
 
     texts: ClassVar[int] = 2

@@ -1,0 +1,1 @@
+"""Whether a machine or a cluster can be trusted with training: nodes, storage, network, parity."""

@@ -1,0 +1,62 @@
+"""Questions to every node of a cluster."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+ANSWER_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """A process on one node, to be asked.
+
+    Attributes:
+        name: the node's address.
+    """
+
+    name: str
+    actor: Any
+
+    def ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """What a call returns there; the node must have the code it runs."""
+        return ray.get(self.actor.run.remote(call, *arguments), timeout=ANSWER_SECONDS)
+
+    def clock(self) -> float:
+        """Its `time.time()`."""
+        found: float = self.ask(time.time)
+        return found
+
+    def close(self) -> None:
+        """Ends the process."""
+        ray.kill(self.actor)
+
+
+class _Asked:
+    def run(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        return call(*arguments)
+
+
+def every_node() -> list[Node]:
+    """A process on each node that is up, this one's first."""
+    own = ray.get_runtime_context().get_node_id()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    alive.sort(key=lambda node: node["NodeID"] != own)
+    return [
+        Node(
+            node["NodeManagerAddress"],
+            ray.remote(_Asked)
+            .options(
+                num_cpus=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+            )
+            .remote(),
+        )
+        for node in alive
+    ]

@@ -1,0 +1,1 @@
+"""What a run will need, in memory and work, found out without training."""
