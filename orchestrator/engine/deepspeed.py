@@ -87,8 +87,10 @@ class DeepSpeedEngine:
         zero_flattens = self._channels_last and 0 < self._stage < PARTITIONED
         self._stored = store_channels_last(self.model) if zero_flattens else {}
         self._penalised = penalised(self.model)
-        self._optimizer = build_deepspeed_optimizer(config, optimizer, self.model, worker)
-        self._engine = self._initialize(deepspeed_config(config, train, self.model, worker.device))
+        with self._membership.or_leave():
+            self._optimizer = build_deepspeed_optimizer(config, optimizer, self.model, worker)
+            settings = deepspeed_config(config, train, self.model, worker.device)
+            self._engine = self._initialize(settings)
         if self._channels_last and self._stage == 0:
             set_memory_format(self.model, torch.channels_last)
 

@@ -79,6 +79,15 @@ class Membership:
             store = dist.HashStore()  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
+    @contextmanager
+    def or_leave(self) -> Iterator[None]:
+        """Leaves again where what needs the membership can't be made."""
+        try:
+            yield
+        except BaseException:
+            self.leave()
+            raise
+
     def leave(self) -> None:
         """Drops what DeepSpeed remembers of the process, and ends what was made for it."""
         groups = _module("deepspeed.utils.groups")

@@ -71,7 +71,7 @@ class Pipeline:
             group["params"] = [anchor]
         self._mark(layout)
         zero = DeepSpeedEngineConfig(zero_stage=config.zero_stage)
-        with silenced():
+        with self._membership.or_leave(), silenced():
             self.engine, *_ = self._deepspeed.initialize(
                 model=module,
                 optimizer=optimizer,

@@ -189,6 +189,8 @@ def test_the_raw_block_reaches_deepspeed_and_its_refusals_are_told():
     made.close()
     with pytest.raises(ConfigError, match=r"engine\.deepspeed: .*overlap_com: Extra inputs"):
         made_with(overlap_com=False)
+    assert not dist.is_initialized()
+    assert "LOCAL_RANK" not in os.environ
 
 
 def test_offload_to_nvme_needs_libaio(tmp_path):
