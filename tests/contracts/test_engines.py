@@ -34,7 +34,6 @@ class TestEngines(EngineContract):
         Subject("plain-of-1", PlainEngineConfig()),
         Subject("plain-of-2", PlainEngineConfig(), workers=2),
         *(deepspeed(stage, workers) for workers in (1, 2) for stage in range(4)),
-        offloaded(2, OffloadConfig()),
         offloaded(3, OffloadConfig(parameters="cpu")),
     )
 

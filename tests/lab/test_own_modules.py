@@ -73,7 +73,7 @@ def orch(*arguments, cwd, code=0):
     return command("-m", "orchestrator", *arguments, cwd=cwd, code=code)
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=["plugin", pytest.param("import", marks=pytest.mark.slow)])
 def places(request, tmp_path_factory):
     """A run whose project is gone, and a folder elsewhere."""
     folder = tmp_path_factory.mktemp(request.param)
