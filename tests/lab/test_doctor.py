@@ -73,6 +73,7 @@ def test_nodes_alone_are_quick_and_readable(tmp_path):
         assert any(line.startswith(name) for line in done.stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_more_workers_than_the_machine_has_are_refused(tmp_path):
     done = doctor(tmp_path, "--workers", "4096", "--steps", "1")
     assert done.returncode == 2
