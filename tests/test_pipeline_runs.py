@@ -96,6 +96,7 @@ def test_a_pipelined_run_is_the_run_of_one_process(alone, piped):
     same_run(alone, piped, 1e-3)
 
 
+@pytest.mark.slow
 def test_copies_of_a_pipeline_count_every_sample_once(alone, folder):
     overrides = [PIPELINE, "scale.workers=4", "model.norm=group"]
     in_group(4, train, overrides, str(folder / "copies"))

@@ -208,6 +208,7 @@ def test_offload_to_nvme_needs_libaio(tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [Adam(lr=1e-2), AdamW(lr=1e-2, weight_decay=0.1)])
 def test_offloaded_adam_steps_as_pytorchs(optimizer):
     steps = {}

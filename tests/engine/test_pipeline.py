@@ -309,6 +309,7 @@ def refused_precision(worker):
     return half_precision(worker)
 
 
+@pytest.mark.slow
 def test_fp16_learns_and_its_ranks_skip_the_same_steps():
     first, last = in_group(2, refused_precision)
     assert first == last

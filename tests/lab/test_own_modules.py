@@ -116,6 +116,7 @@ def test_it_is_served(places):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_rays_workers_find_it(places):
     run, elsewhere = places
     changes = ["name=two", "scale.workers=2", "train.micro_batch=32", "train.for=2 steps"]

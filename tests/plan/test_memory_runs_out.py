@@ -74,6 +74,7 @@ def test_the_micro_batch_is_halved_and_the_step_stays(lab):
     assert same[0] == same[1]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_smaller_micro_batches(lab):
     long = ("train", "wide.yaml", "train.for=400 steps")
     process = lab.start(*long)
