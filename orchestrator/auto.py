@@ -269,6 +269,7 @@ def _network(config: ExperimentConfig, task: Task, loader: Loader) -> nn.Module:
         shape=loader.info.shape,
         vocabulary=loader.info.vocabulary,
         per_token=task.per_token,
+        recompute=config.train.checkpoint_activations,
     )
 
 

@@ -138,6 +138,10 @@ def _sharding(config: ExperimentConfig) -> Iterator[Finding]:
             f"engine.zero_stage={stage} shards them; set it to 0, or choose adamw"
         )
         yield Finding(("optimizer", "type"), message, (("engine", "zero_stage"),))
+    offload = getattr(config.engine, "offload", None)
+    if config.train.ema and offload and offload.parameters == "nvme":
+        message = "needs the parameters in memory, but engine.offload.parameters is nvme; use cpu"
+        yield Finding(("train", "ema"), message, (("engine", "offload"),))
 
 
 def _loader(config: ExperimentConfig) -> Iterator[Finding]:

@@ -40,6 +40,25 @@ def space(text):
             ["scale.workers=2", "train.batch_size=16", "train.micro_batch=16"],
             "got 16 × 2 > 16; at most 8, or auto",
         ),
+        (
+            ["train.unfreeze=[{at: 0 steps, parameters: [fc]}]"],
+            "must be above 0; what learns from the start needs no entry",
+        ),
+        (
+            ["train.unfreeze=[{at: 4 epochs, parameters: [fc]}]"],
+            "must be before the end of train.for (4 epochs), got 4 epochs",
+        ),
+        (
+            ["train.unfreeze=[{at: 1 epoch, parameters: [fc]}]", "train.ema={}"],
+            "the average would start anew at each point",
+        ),
+        (
+            [
+                "engine={type: deepspeed, zero_stage: 3, offload: {parameters: nvme, path: /n}}",
+                "train.ema={}",
+            ],
+            "needs the parameters in memory, but engine.offload.parameters is nvme; use cpu",
+        ),
         (["data.loader.type=ray"], "ray streams image_folder and parquet"),
         (["schedule={type: cosine, warmup: 5 epochs}"], "must not be longer than train.for"),
         (
