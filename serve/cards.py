@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -10,14 +11,16 @@ class ModelCard:
     """What a client may know about a model; small, picklable, without weights.
 
     Attributes:
-        shape: (C, H, W) of one input.
+        shape: (C, H, W) of one image; (T,) tokens of one text.
         members: how many networks answer together.
         combine: what an ensemble averages; empty for a single model.
+        reads: what one input is.
     """
 
     name: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     label_names: tuple[str, ...]
     members: int = 1
     combine: str = ""
     version: str = "1"
+    reads: Literal["image", "text"] = "image"

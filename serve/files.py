@@ -83,7 +83,7 @@ def predict_text_files(root: Path, paths: Sequence[Path], top: int = 5) -> list[
     ]
 
 
-def read_pixels(path: Path, shape: tuple[int, int, int]) -> Pixels:
+def read_pixels(path: Path, shape: tuple[int, ...]) -> Pixels:
     """Pixels [B, C, H, W] of one file.
 
     Raises:

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.errors import UserError
+from orchestrator.serve.backend import Backend
 from orchestrator.serve.errors import RequestError
 
 OPEN_PATHS = ("/v2/health/live", "/v2/health/ready")
@@ -116,8 +117,8 @@ class BodyLimit:
 class RequestMetrics:
     """Counts requests and their seconds by route, model and status."""
 
-    def __init__(self, app: ASGIApp, registry: CollectorRegistry, models: Sequence[str]) -> None:
-        self._app, self._models = app, frozenset(models)
+    def __init__(self, app: ASGIApp, registry: CollectorRegistry, backend: Backend) -> None:
+        self._app, self._backend = app, backend
         self._requests = Counter(
             "orch_requests", "Requests", ["route", "model", "status"], registry=registry
         )
@@ -149,6 +150,6 @@ class RequestMetrics:
             # Labels are routes and models that exist, so that clients can't grow the series.
             route = getattr(scope.get("route"), "path", "other")
             model = scope.get("path_params", {}).get("name", "")
-            model = model if model in self._models else ""
+            model = model if model in self._backend.cards else ""
             self._requests.labels(route, model, status).inc()
             self._seconds.labels(route, model).observe(time.perf_counter() - start)

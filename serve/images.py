@@ -37,7 +37,7 @@ DEFAULT_LIMITS = ImageLimits()
 
 
 def decode(
-    data: bytes, shape: tuple[int, int, int], limits: ImageLimits = DEFAULT_LIMITS
+    data: bytes, shape: tuple[int, ...], limits: ImageLimits = DEFAULT_LIMITS
 ) -> npt.NDArray[np.uint8]:
     """Decodes an image file into the pixels a model takes.
 

@@ -1,4 +1,4 @@
-"""A trained model or ensemble as a function from pixels to probabilities.
+"""A trained model or ensemble as a function from pixels, or texts, to probabilities.
 
 `orch predict` and the server both use it, so their numbers agree. Weights and arithmetic are
 fp32. Pixels come scaled to 0..1; each model applies the mean and std it was trained with.
@@ -13,9 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from orchestrator.data.text.rows import rows
 from orchestrator.errors import RunFolderError
 from orchestrator.run_folder.ensemble_file import read_ensemble
-from orchestrator.run_folder.model_file import ModelSpec, load_model
+from orchestrator.run_folder.model_file import ModelSpec, load_model, read_spec
 from orchestrator.run_folder.paths import RunPaths
 from orchestrator.serve.cards import ModelCard
 
@@ -59,14 +60,11 @@ class SinglePredictor:
         spec: ModelSpec,
         name: str,
         device: torch.device | str = "cpu",
+        version: str = "1",
     ) -> None:
         if spec.tokenizer is not None:
-            raise RunFolderError(
-                f"{name} reads text, but only models of images are served; ask it with "
-                "`orch predict` and .txt files, or in Python with `orchestrator.load_model`"
-            )
-        channels, height, width = spec.shape
-        self.card = ModelCard(name, (channels, height, width), spec.label_names)
+            raise RunFolderError(f"{name} reads text, and can't be a member of an ensemble")
+        self.card = ModelCard(name, spec.shape, spec.label_names, version=version)
         self._device = torch.device(device)
         # Channels-last convolutions are the faster ones, and give the same sums.
         self._network = network.eval().to(self._device)
@@ -108,6 +106,7 @@ class EnsemblePredictor:
         weights: Sequence[float],
         combine: str,
         name: str,
+        version: str = "1",
     ) -> None:
         first = members[0].card
         for card in (member.card for member in members):
@@ -117,7 +116,7 @@ class EnsemblePredictor:
                     f"{card.name} has {card.shape} and {len(card.label_names)} labels, "
                     f"{first.name} {first.shape} and {len(first.label_names)}"
                 )
-        self.card = ModelCard(name, first.shape, first.label_names, len(members), combine)
+        self.card = ModelCard(name, first.shape, first.label_names, len(members), combine, version)
         self._members = tuple(members)
         self._weights = [weight / sum(weights) for weight in weights]
 
@@ -131,12 +130,67 @@ class EnsemblePredictor:
         return (weights_M11 * logits_MBK.softmax(2)).sum(0)
 
 
-def load_predictor(root: Path, name: str = "", device: torch.device | str = "cpu") -> Predictor:
-    """Loads what answers for a run, student or ensemble folder.
+class TextPredictor:
+    """One network that gives a label to a text, with its own tokenizer.
+
+    Args:
+        network: gives logits float32[B, classes] for tokens int64[B, T].
+        spec: length, tokenizer and label names it was trained with.
+        name, version: what clients call it.
+        device: where it computes.
+
+    Raises:
+        RunFolderError: if the network answers with tokens, not with a label.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        spec: ModelSpec,
+        name: str,
+        device: torch.device | str = "cpu",
+        version: str = "1",
+    ) -> None:
+        if spec.tokenizer is None or spec.per_token:
+            raise RunFolderError(
+                f"{name} answers with a token for each token, and only models that give one label "
+                "to an input are served; ask it in Python with `orchestrator.predict`"
+            )
+        self.card = ModelCard(name, spec.shape, spec.label_names, version=version, reads="text")
+        self._device, self._tokenizer = torch.device(device), spec.tokenizer
+        self._network = network.eval().to(self._device)
+
+    @torch.inference_mode()
+    def predict(self, texts: Sequence[str]) -> Tensor:
+        """Class probabilities float32[B, classes] on the CPU of B texts."""
+        tokens = torch.from_numpy(rows(self._tokenizer, texts, self.card.shape[0]).tokens).long()
+        parts = [
+            self._network(part.to(self._device)).float().softmax(-1).cpu()
+            for part in torch.split(tokens, CHUNK)
+        ]
+        return torch.cat(parts)
+
+
+def load_any(
+    root: Path, name: str = "", device: torch.device | str = "cpu", version: str = "1"
+) -> Predictor | TextPredictor:
+    """Loads what answers for a run of images or texts, a student or an ensemble.
+
+    Args and errors: see `load_predictor`.
+    """
+    if RunPaths(root).kind != "ensemble" and read_spec(root).tokenizer is not None:
+        return TextPredictor(*load_model(root), name or root.name, device, version)
+    return load_predictor(root, name, device, version)
+
+
+def load_predictor(
+    root: Path, name: str = "", device: torch.device | str = "cpu", version: str = "1"
+) -> Predictor:
+    """Loads what answers about images for a run, student or ensemble folder.
 
     Args:
         root: a folder with `model.json` or `ensemble.json`; see `targets.find_served` for sweeps.
-        name: what clients call it; by default the folder's name.
+        name, version: what clients call it; by default the folder's name.
         device: where it computes.
 
     Raises:
@@ -145,11 +199,11 @@ def load_predictor(root: Path, name: str = "", device: torch.device | str = "cpu
     """
     name = name or root.name
     if RunPaths(root).kind != "ensemble":
-        return SinglePredictor(*load_model(root), name, device)
+        return SinglePredictor(*load_model(root), name, device, version)
     ensemble = read_ensemble(root)
     members = [
         SinglePredictor(*load_model(member.path), member.path.name, device)
         for member in ensemble.members
     ]
     weights = [member.weight for member in ensemble.members]
-    return EnsemblePredictor(members, weights, ensemble.combine, name)
+    return EnsemblePredictor(members, weights, ensemble.combine, name, version)

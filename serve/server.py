@@ -19,12 +19,14 @@ from types import FrameType
 import psutil
 import torch
 
-from orchestrator.config.pipeline import ServeConfig
+from orchestrator.config.serving import Replicas, ServeConfig
 from orchestrator.errors import ResourceError, UserError, WorkError
 from orchestrator.serve import haproxy
 from orchestrator.serve.cards import ModelCard
-from orchestrator.serve.gateway import GatewaySettings
-from orchestrator.serve.predictor import load_predictor
+from orchestrator.serve.control.table import VersionSpec
+from orchestrator.serve.images import ImageLimits
+from orchestrator.serve.predictor import load_any
+from orchestrator.serve.routes.shared import GatewaySettings
 from orchestrator.serve.targets import Served
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -100,8 +102,10 @@ def run(
     """
     check_port(host, port)
     # Loaded once here, so that what is wrong with a model is said before Ray starts.
-    cards = {one.root: load_predictor(one.root, one.name).card for one in served}
-    copies = len(cards) * config.replicas
+    cards = [load_any(one.root, one.name, version=one.version).card for one in served]
+    specs = [VersionSpec(one.name, one.version, str(one.root.resolve())) for one in served]
+    each = config.replicas.max if isinstance(config.replicas, Replicas) else config.replicas
+    copies = len(cards) * each
     check_gpus(copies * config.gpus)
     stop = _Stop()
     stop.install()
@@ -112,10 +116,17 @@ def run(
         # Ray Serve reads its environment once, at import.
         from orchestrator.serve import app
 
-        settings = GatewaySettings(key_digests=tuple(key_digests))
+        limits = config.limits
+        max_body = int(limits.body_mb * 2**20)
+        settings = GatewaySettings(
+            key_digests=tuple(key_digests),
+            max_body=max_body,
+            images=ImageLimits(max_body, int(limits.megapixels * 10**6)),
+            deadline=None if config.deadline_ms is None else config.deadline_ms / 1000,
+        )
         try:
             app.start(
-                app.build_application(cards, config, settings),
+                app.build_application(specs, config, settings, folder / "served.json"),
                 cpus=copies * config.cpus,
                 gpus=copies * config.gpus,
                 address=app.Address(host, port),
@@ -125,7 +136,7 @@ def run(
             stop.install()  # Ray has put its own in the place of one.
             wait_until_ready(host, port)
             stop.starting = False
-            on_ready(Listening(f"http://{_in_url(host)}:{port}", list(cards.values())))
+            on_ready(Listening(f"http://{_in_url(host)}:{port}", cards))
             stop.requested.wait()
         finally:
             stop.starting = False

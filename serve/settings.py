@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.load import load_config
-from orchestrator.config.pipeline import ServeConfig
+from orchestrator.config.serving import ServeConfig
 from orchestrator.run_folder.paths import RunPaths
 
 

@@ -19,6 +19,7 @@ class Served:
 
     name: str
     root: Path
+    version: str = "1"
 
 
 def find_served(targets: Sequence[str], runs_dir: Path) -> list[Served]:

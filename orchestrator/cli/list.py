@@ -31,6 +31,7 @@ KINDS = {
     "schedulers": "scheduler",
     "distributions": "distribution",
     "ensembles": "ensemble",
+    "traffic": "traffic",
 }
 """What the user writes, and what the registry calls it."""
 

@@ -62,6 +62,7 @@ KINDS = (
     "sampler",
     "scheduler",
     "ensemble",
+    "traffic",
 )
 
 

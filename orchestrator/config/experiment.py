@@ -10,8 +10,9 @@ from orchestrator.config.base import Config, OneOf, Part, Seq
 from orchestrator.config.data import DataConfig
 from orchestrator.config.engines import PlainEngineConfig
 from orchestrator.config.optimizers import AdamW
-from orchestrator.config.pipeline import DistillConfig, EnsembleConfig, ServeConfig, SweepConfig
+from orchestrator.config.pipeline import DistillConfig, EnsembleConfig, SweepConfig
 from orchestrator.config.schedules import Constant
+from orchestrator.config.serving import ServeConfig
 from orchestrator.config.training import (
     CheckpointConfig,
     ClassifyTask,

@@ -1,4 +1,4 @@
-"""Sections of what follows a single run: sweep, ensemble, distill, serve."""
+"""Sections of what follows a single run: sweep, ensemble, distill."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from orchestrator.config.base import Config, OneOf, Part, Seq, part
 from orchestrator.config.duration import Duration
-from orchestrator.config.numbers import NonNegative, Positive
+from orchestrator.config.numbers import Positive
 from orchestrator.config.training import KlDivergence, TeacherSees
 
 _SPACE = "orchestrator.sweep.space"
@@ -236,16 +236,3 @@ class DistillConfig(Config):
     soft_loss: Annotated[Part, OneOf("soft_loss")] = KlDivergence()
     baseline: bool = True
     """Also train the student without a teacher, for the comparison."""
-
-
-class ServeConfig(Config):
-    """How trained models answer over HTTP."""
-
-    replicas: Positive = 1
-    cpus: NonNegative = 1
-    """CPU cores of each replica."""
-    gpus: NonNegative = 0
-    max_batch: Positive = 32
-    """Requests that are answered by one forward pass."""
-    batch_wait_ms: NonNegative = 2.0
-    """How long a batch waits to fill."""

@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 
 from orchestrator.errors import ResourceError, UserError
-from orchestrator.serve.compute import LocalBackend
-from orchestrator.serve.gateway import GatewaySettings, create_app
+from orchestrator.serve.compute import local_backend
+from orchestrator.serve.executors.base import PlainExecutor
+from orchestrator.serve.gateway import create_app
 from orchestrator.serve.guards import digest_key, read_api_keys
 from orchestrator.serve.predictor import Predictor, load_predictor
+from orchestrator.serve.routes.shared import GatewaySettings
 from orchestrator.serve.server import check_host, check_port
 from tests.serve.serving import LABELS, encode, make_run
 
@@ -45,7 +47,7 @@ async def _run(call: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
 @pytest.fixture(scope="module")
 def ask(predictor) -> Ask:
     settings = GatewaySettings(max_body=20_000)
-    return client_of(create_app(LocalBackend([predictor]), settings))
+    return client_of(create_app(local_backend([PlainExecutor(predictor, 32)]), settings))
 
 
 @pytest.fixture
@@ -113,7 +115,7 @@ def test_a_form_and_top(ask, png):
     [
         ("GET", "/v2/models/shoe", {}, 404, "did you mean 'shoes'"),
         ("GET", "/v2/models/zzz/ready", {}, 404, "choose one of: shoes"),
-        ("GET", "/v2/models/shoes/versions/2", {}, 404, "has version '1'"),
+        ("GET", "/v2/models/shoes/versions/2", {}, 404, "unknown version of shoes '2'"),
         ("POST", "/predict/zzz", {"content": b"x"}, 404, "shoes"),
         ("POST", "/v2/models/zzz/infer", {"json": {}}, 404, "shoes"),
         ("GET", "/nothing", {}, 404, "Not Found"),
@@ -155,7 +157,7 @@ def test_a_streamed_body_is_cut_at_the_limit(ask, path):
 
 
 def test_metrics_count_by_route_model_and_status(predictor, png):
-    ask = client_of(create_app(LocalBackend([predictor]), GatewaySettings()))
+    ask = client_of(create_app(local_backend([PlainExecutor(predictor, 32)]), GatewaySettings()))
     for _ in range(3):
         ask("POST", "/predict/shoes", content=png)
     ask("POST", "/predict/shoes", content=b"x")
@@ -186,7 +188,7 @@ def test_pages(ask):
 @pytest.fixture
 def guarded(predictor) -> Ask:
     settings = GatewaySettings(key_digests=(digest_key("other" * 5), digest_key(KEY)))
-    return client_of(create_app(LocalBackend([predictor]), settings))
+    return client_of(create_app(local_backend([PlainExecutor(predictor, 32)]), settings))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from orchestrator.errors import RunFolderError, UserError
 from orchestrator.run_folder.model_file import load_model
-from orchestrator.serve.backend import NoAnswerError
+from orchestrator.serve.backend import Computed, NoAnswerError
 from orchestrator.serve.compute import answer_together
+from orchestrator.serve.executors.base import PlainExecutor
 from orchestrator.serve.files import predict_files
 from orchestrator.serve.predictor import CHUNK, SinglePredictor, load_predictor
 from tests.serve.serving import LABELS, SHAPE, encode, make_ensemble, make_run, small_spec
@@ -92,16 +93,18 @@ class Brittle(nn.Module):
         return (x / x.mean((1, 2, 3), keepdim=True)).flatten(1)[:, :3]
 
 
-@pytest.mark.parametrize(("value", "why"), [(0.0, "no finite numbers"), (1.0, "white")])
+@pytest.mark.parametrize(("value", "why"), [(0.0, "no finite numbers"), (1.0, "ValueError")])
 def test_one_bad_item_fails_alone(value, why):
     predictor = SinglePredictor(Brittle(), small_spec(mean=(0.0,), std=(1.0,)), "brittle")
     good = np.random.default_rng(0).random((2, *SHAPE), dtype=np.float32)
     bad = np.full((1, *SHAPE), value, np.float32)
-    first, failed, last = answer_together(predictor, [good, bad, good[:1]])
+    executor = PlainExecutor(predictor, 32)
+    first, failed, last = answer_together(executor, [good, bad, good[:1]])
+    assert isinstance(first, Computed) and isinstance(last, Computed)
     assert isinstance(failed, NoAnswerError) and why in failed.message
     expected = predictor.predict(torch.from_numpy(good)).numpy()
-    assert np.allclose(first, expected, atol=1e-6)
-    assert np.allclose(last, expected[:1], atol=1e-6)
+    assert np.allclose(first.probabilities, expected, atol=1e-6)
+    assert np.allclose(last.probabilities, expected[:1], atol=1e-6)
 
 
 def test_files_on_disk(tmp_path, grey):

@@ -182,9 +182,9 @@ def test_a_port_in_use_is_named_before_anything_starts(server):
     assert time.monotonic() - start < 30
 
 
-@pytest.mark.parametrize("part", ["model-hats", "gateway"])
+@pytest.mark.parametrize("part", ["hats@1:model", "orch:gateway", "orch:operator"])
 def test_a_killed_replica_comes_back(server, part):
-    (victim,) = [p for p in server.family() if f":orch:{part}" in " ".join(p.cmdline())]
+    (victim,) = [p for p in server.family() if f":{part}" in " ".join(p.cmdline())]
     pixels = np.random.default_rng(2).random((1, 1, 12, 12), dtype=np.float32)
     before = infer(server, "hats", pixels)
     victim.kill()

@@ -1,0 +1,1 @@
+"""What is served: the table of versions, who changes it, and how gateways follow it."""

@@ -1,0 +1,70 @@
+"""The table of what is served, as the operator publishes it and gateways follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.serve.cards import ModelCard
+
+
+@dataclass(frozen=True)
+class VersionSpec:
+    """A version that is asked for.
+
+    Attributes:
+        root: the folder of its run or ensemble.
+    """
+
+    name: str
+    version: str
+    root: str
+
+    @property
+    def key(self) -> str:
+        """What its replicas are called."""
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True)
+class Started:
+    """What replicas say once they are ready.
+
+    Attributes:
+        executor: what runs the network, in words.
+    """
+
+    card: ModelCard
+    max_batch: int
+    executor: str = ""
+
+
+@dataclass(frozen=True)
+class VersionEntry:
+    """A version that is ready."""
+
+    spec: VersionSpec
+    started: Started
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model's versions, the one added last at the end, and who of them answers.
+
+    Attributes:
+        rule: its section of `serve.traffic`.
+        state: what the rule has learnt, the same for every gateway.
+    """
+
+    versions: Mapping[str, VersionEntry] = field(default_factory=dict)
+    rule: Mapping[str, Any] = field(default_factory=lambda: {"type": "latest"})
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Everything that is served; never changed, but replaced by one of a higher generation."""
+
+    generation: int = 0
+    models: Mapping[str, ModelEntry] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""What runs a served network: chosen by measurement, and the same numbers within a tolerance."""

@@ -1,0 +1,64 @@
+"""What every executor is, and the plainest one."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from orchestrator.serve.backend import Computed, Inputs
+from orchestrator.serve.cards import ModelCard
+from orchestrator.serve.images import to_unit
+from orchestrator.serve.predictor import Predictor, TextPredictor
+
+
+class Executor(Protocol):
+    """A model that answers batches in one process."""
+
+    @property
+    def card(self) -> ModelCard:
+        """What it answers for."""
+        ...
+
+    @property
+    def max_batch(self) -> int:
+        """Samples beyond which a larger batch brings nothing."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """What runs the network, in words, such as "stacked, fp32"."""
+        ...
+
+    def run(self, inputs: Inputs, seconds: float | None) -> Computed:
+        """Class probabilities of a batch.
+
+        Args:
+            inputs: as the card says; never empty.
+            seconds: an ensemble that is not done by then answers with those members that are, if
+                they are enough; None waits for all.
+        """
+        ...
+
+
+class PlainExecutor:
+    """The predictor that `orch predict` uses, as it is.
+
+    Args:
+        predictor: computes in fp32, one member after another.
+        max_batch: see `Executor.max_batch`.
+    """
+
+    kind = "torch, fp32"
+
+    def __init__(self, predictor: Predictor | TextPredictor, max_batch: int) -> None:
+        self._predictor, self.max_batch = predictor, max_batch
+        self.card = predictor.card
+
+    def run(self, inputs: Inputs, seconds: float | None) -> Computed:
+        """See `Executor.run`."""
+        if isinstance(self._predictor, TextPredictor):
+            rows = self._predictor.predict([str(text) for text in inputs])
+        else:
+            rows = self._predictor.predict(torch.from_numpy(to_unit(inputs)))  # type: ignore[arg-type]
+        return Computed(rows.numpy(), self.card.members)

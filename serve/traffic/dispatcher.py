@@ -1,0 +1,135 @@
+"""The backend of the HTTP routes: a rule and a queue for each model's versions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from orchestrator.serve.backend import Answer, Ask, Inputs, NoAnswerError
+from orchestrator.serve.cards import ModelCard
+from orchestrator.serve.traffic.batcher import Batcher, QueueLimits
+from orchestrator.serve.traffic.pool import Pool
+from orchestrator.serve.traffic.rule import Outcome, Rule
+
+_READY_SECONDS = 2
+_SHADOWS = 256
+"""Copies under way at most; beyond it requests are not copied."""
+
+
+@dataclass
+class _Model:
+    rule: Rule
+    queues: dict[str, Batcher] = field(default_factory=dict)
+
+
+class Dispatcher:
+    """Chooses a version for each request, and queues it there; see `Backend`.
+
+    Args:
+        limits: of each version's queue.
+        observe: told how each request went; it must not take long.
+    """
+
+    def __init__(
+        self, limits: QueueLimits, observe: Callable[[str, Outcome], None] | None = None
+    ) -> None:
+        self._limits = limits
+        self._observe = observe or (lambda name, outcome: None)
+        self._models: dict[str, _Model] = {}
+        self._cards: dict[str, dict[str, ModelCard]] = {}
+        self._shadows: set[asyncio.Task[None]] = set()
+
+    @property
+    def cards(self) -> Mapping[str, Mapping[str, ModelCard]]:
+        """See `Backend.cards`."""
+        return self._cards
+
+    def shares(self, name: str) -> dict[str, float]:
+        """Each version's share of a model's requests."""
+        model = self._models[name]
+        return model.rule.shares(list(model.queues))
+
+    def waiting(self, name: str) -> dict[str, int]:
+        """Samples that wait for each version of a model."""
+        return {version: one.waiting for version, one in self._models[name].queues.items()}
+
+    def install(self, models: Mapping[str, tuple[Rule, Mapping[str, Pool]]]) -> list[Batcher]:
+        """Makes these the models, at once; requests under way end where they are.
+
+        Args:
+            models: rule and ready pools by version, the one added last at the end; a pool that is
+                there already (the same object) keeps its queue.
+
+        Returns:
+            The queues that get no more requests.
+        """
+        installed: dict[str, _Model] = {}
+        for name, (rule, pools) in models.items():
+            had = self._models[name].queues if name in self._models else {}
+            kept = {queue.pool: queue for queue in had.values()}
+            queues = {v: kept.get(pool) or Batcher(pool, self._limits) for v, pool in pools.items()}
+            installed[name] = _Model(rule, queues)
+        before = [queue for model in self._models.values() for queue in model.queues.values()]
+        self._models = installed
+        self._cards = {
+            name: {version: queue.pool.card for version, queue in model.queues.items()}
+            for name, model in installed.items()
+        }
+        now = {queue for model in installed.values() for queue in model.queues.values()}
+        return [queue for queue in before if queue not in now]
+
+    async def predict(self, name: str, inputs: Inputs, ask: Ask) -> Answer:
+        """See `Backend.predict`."""
+        model = self._models.get(name)
+        if model is None or not model.queues:
+            raise NoAnswerError(f"model {name!r} has no version that answers now", status=503)
+        versions = list(model.queues)
+        chosen = ask.version or model.rule.choose(ask.sticky, versions)
+        if chosen not in model.queues:
+            raise NoAnswerError(f"version {chosen!r} of {name!r} was removed", status=404)
+        if not ask.version and len(self._shadows) < _SHADOWS:
+            for version in model.rule.shadows(chosen, versions):
+                self._copy(name, model.queues[version], inputs)
+        return await self._asked(name, model.queues[chosen], inputs, ask.deadline)
+
+    async def _asked(
+        self, name: str, queue: Batcher, inputs: Inputs, due: float | None, shadow: bool = False
+    ) -> Answer:
+        start, failed = time.monotonic(), True
+        version = queue.pool.card.version
+        try:
+            answer = await queue.ask(inputs, due)
+            failed = False
+        except asyncio.CancelledError:
+            failed = False
+            raise
+        finally:
+            self._observe(name, Outcome(version, failed, time.monotonic() - start, shadow))
+        return answer
+
+    def _copy(self, name: str, queue: Batcher, inputs: Inputs) -> None:
+        async def copied() -> None:
+            with contextlib.suppress(NoAnswerError):
+                await self._asked(name, queue, inputs, None, shadow=True)
+
+        task = asyncio.ensure_future(copied())
+        self._shadows.add(task)
+        task.add_done_callback(self._shadows.discard)
+
+    async def ready(self, name: str, version: str = "") -> bool:
+        """See `Backend.ready`."""
+        model = self._models.get(name)
+        if model is None or not model.queues:
+            return False
+        asked = [version] if version else [v for v, s in self.shares(name).items() if s > 0]
+        queues = [model.queues[one] for one in asked if one in model.queues]
+        if not queues:
+            return False
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                return all(await asyncio.gather(*(queue.pool.ready() for queue in queues)))
+        except TimeoutError:
+            return False
