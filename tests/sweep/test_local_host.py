@@ -125,6 +125,15 @@ def test_ctrl_c_that_a_trial_takes_for_itself_ends_the_sweep():
     assert signal.set_wakeup_fd(-1) == -1
 
 
+@pytest.fixture
+def python_hears_ctrl_c():
+    """A process that a script starts in the background ignores SIGINT, and so would its tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_hears_ctrl_c")
 def test_ctrl_c_in_a_trial_that_does_not_listen():
     def trial(*, worker):
         yield {"step": 1}
