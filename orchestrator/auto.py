@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from orchestrator.compiling import FEWEST_STEPS, LONG_SECONDS, Trial, try_compiling
 from orchestrator.config.engines import PipelineEngineConfig, PlainEngineConfig, copies
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.load import derive
@@ -34,10 +35,11 @@ from orchestrator.seeding import AUTO
 from orchestrator.seeding import derive as derive_seed
 from orchestrator.tasks.base import Task
 
-PRECISION, MEMORY_FORMAT, MICRO_BATCH = (
+PRECISION, MEMORY_FORMAT, MICRO_BATCH, COMPILE = (
     "train.precision",
     "train.memory_format",
     "train.micro_batch",
+    "train.compile",
 )
 CUT = "engine.cut"
 TOLERANCE = 0.05
@@ -58,17 +60,21 @@ class Measurement:
     seconds: float
     loss: float
 
+    def __str__(self) -> str:
+        return f"{self.precision} {self.memory_format}: {self.seconds * 1000:.0f} ms a step"
+
 
 def is_open(config: ExperimentConfig) -> bool:
     """Whether a file leaves something to be resolved."""
     train = config.train
-    return "auto" in (train.precision, train.memory_format, train.micro_batch) or _uncut(config)
+    open_ = (train.precision, train.memory_format, train.micro_batch, train.compile)
+    return "auto" in open_ or _uncut(config)
 
 
 def adopt(config: ExperimentConfig, earlier: ExperimentConfig) -> ExperimentConfig:
     """The file with each `auto` replaced by what an earlier run of it resolved to."""
     changes = {}
-    for key in (PRECISION, MEMORY_FORMAT, MICRO_BATCH):
+    for key in (PRECISION, MEMORY_FORMAT, MICRO_BATCH, COMPILE):
         name = key.split(".")[1]
         if getattr(config.train, name) == "auto":
             changes[key] = getattr(earlier.train, name)
@@ -79,7 +85,7 @@ def adopt(config: ExperimentConfig, earlier: ExperimentConfig) -> ExperimentConf
 
 def resolve(
     config: ExperimentConfig, *, task: Task, loader: Loader, worker: Worker
-) -> tuple[ExperimentConfig, list[Measurement]]:
+) -> tuple[ExperimentConfig, list[Measurement | Trial]]:
     """Replaces `auto` by what is fastest here within the loss tolerance.
 
     Rank 0 measures and the others wait, so that all of them take the same choice. The result
@@ -89,15 +95,25 @@ def resolve(
         The resolved file, and what was measured (nothing where the cache knew).
     """
     changes: dict[str, object] = {}
-    measured: list[Measurement] = []
+    measured: list[Measurement | Trial] = []
+    seconds = math.nan
     if config.train.micro_batch == "auto":
         changes[MICRO_BATCH] = micro_batch(config, copies(config.engine, worker.world_size))
     if "auto" in (config.train.precision, config.train.memory_format):
         if worker.is_main:
-            best, measured = _fastest(config, task, loader, worker.device)
+            best, steps = _fastest(config, task, loader, worker.device)
+            measured += steps
+            seconds = best.seconds
             changes |= {PRECISION: best.precision, MEMORY_FORMAT: best.memory_format}
         changes = worker.broadcast(changes)
     config = derive(config, changes) if changes else config
+    if config.train.compile == "auto":
+        trial = None
+        if worker.is_main:
+            trial = _compiled(config, task, loader, worker.device, seconds)
+        trial = worker.broadcast(trial)
+        config = derive(config, {COMPILE: bool(trial and trial.kept)})
+        measured += [trial] if trial else []
     if _uncut(config):
         config = derive(config, {CUT: _agreed_cut(config, task, loader, worker)})
     return config, measured
@@ -214,6 +230,36 @@ def choose(measured: list[Measurement]) -> Measurement:
     return best
 
 
+def _compiled(
+    config: ExperimentConfig, task: Task, loader: Loader, device: torch.device, seconds: float
+) -> Trial | None:
+    """The attempt to compile, or None where compiling is no question.
+
+    Args:
+        seconds: of a step, NaN where it was not measured.
+    """
+    if not isinstance(config.engine, PlainEngineConfig):
+        return None
+    steps = max(config.train.duration.steps(loader.steps_per_epoch), 1)
+    if steps < FEWEST_STEPS or seconds * steps < LONG_SECONDS:
+        return None
+    batches = list(itertools.islice(loader.train(0), WARMUP + TIMED))
+
+    def make(compile: bool) -> PlainEngine:
+        train = config.train.model_copy(update={"compile": compile})
+        return _engine(config, task, loader, device, train)
+
+    with torch.random.fork_rng():
+        return try_compiling(
+            make,
+            task,
+            batches,
+            config.optimizer.lr / 10,  # type: ignore[attr-defined]
+            precision=config.train.precision,
+            steps=steps,
+        )
+
+
 def _precisions(config: ExperimentConfig, device: torch.device) -> list[str]:
     if config.train.precision != "auto":
         return [config.train.precision]
@@ -237,18 +283,8 @@ def _measure(
     precision: str,
     memory_format: str,
 ) -> Measurement:
-    network = _network(config, task, loader)
-    train = TrainConfig.model_validate(
-        config.train.model_dump() | {"precision": precision, "memory_format": memory_format}
-    )
-    engine = PlainEngine(
-        PlainEngineConfig(),
-        model=network,
-        optimizer=config.optimizer,  # type: ignore[arg-type]
-        train=train,
-        seed=config.seed,
-        worker=SingleWorker(device),
-    )
+    train = config.train.model_copy(update={"precision": precision, "memory_format": memory_format})
+    engine = _engine(config, task, loader, device, train)
     seconds, loss = [], math.nan
     for batch in batches:
         began = time.perf_counter()
@@ -258,6 +294,20 @@ def _measure(
     engine.close()
     timed = seconds[WARMUP:] or seconds
     return Measurement(precision, memory_format, statistics.median(timed), loss)
+
+
+def _engine(
+    config: ExperimentConfig, task: Task, loader: Loader, device: torch.device, train: TrainConfig
+) -> PlainEngine:
+    """An engine around a throw-away copy, the same each time."""
+    return PlainEngine(
+        PlainEngineConfig(),
+        model=_network(config, task, loader),
+        optimizer=config.optimizer,  # type: ignore[arg-type]
+        train=train,
+        seed=config.seed,
+        worker=SingleWorker(device),
+    )
 
 
 def _network(config: ExperimentConfig, task: Task, loader: Loader) -> nn.Module:

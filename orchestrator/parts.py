@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from orchestrator import auto
+from orchestrator.compiling import Trial
 from orchestrator.config.base import build
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.training import DistillTask
@@ -61,7 +62,9 @@ class Parts:
         self.loader.close()
 
 
-def prepare(config: ExperimentConfig, worker: Worker) -> tuple[Parts, list[auto.Measurement]]:
+def prepare(
+    config: ExperimentConfig, worker: Worker
+) -> tuple[Parts, list[auto.Measurement | Trial]]:
     """Builds task, loader and engine, with every `auto` resolved."""
     task: Task = build("task", config.task)
     view = reader(config.engine, worker)
@@ -73,7 +76,7 @@ def prepare(config: ExperimentConfig, worker: Worker) -> tuple[Parts, list[auto.
         )
         loader.close()
         loader = build_loader(config, view)
-    measured: list[auto.Measurement] = []
+    measured: list[auto.Measurement | Trial] = []
     if auto.is_open(config):
         config, measured = auto.resolve(config, task=task, loader=loader, worker=worker)
     engine = build_engine(config, task=task, loader=loader, worker=worker)

@@ -73,7 +73,7 @@ def run(
             if parts.choice:
                 opened.events.record("auto", parts.choice.why, **parts.choice.changes)
             for one in measured:
-                opened.events.record("auto", "measured a training step", **vars(one))
+                opened.events.record("auto", str(one), **vars(one))
             _describe(paths, parts, opened)
             for name in keep_code(paths, named_modules(parts.config)):
                 opened.events.record("environment", f"changed since the run began: {name}")

@@ -165,10 +165,7 @@ def prepare_sweep(*, worker: Worker, config: ExperimentConfig) -> Prepared:
         config, measured = auto.resolve(config, task=task, loader=loader, worker=worker)
         train = config.train
         notes.append(f"precision {train.precision}, memory format {train.memory_format}")
-        notes += [
-            f"{one.precision} {one.memory_format}: {one.seconds * 1000:.0f} ms a step"
-            for one in measured
-        ]
+        notes += [str(one) for one in measured]
     per_epoch = loader.steps_per_epoch
     info = loader.info
     loader.close()

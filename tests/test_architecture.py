@@ -24,6 +24,7 @@ ORDER = [
     ["run_folder"],
     ["tracking", "teacher"],
     ["loop", "hooks", "evaluate"],
+    ["compiling"],
     ["auto", "parts", "recovery", "recipe", "finish", "predict", "stages", "local_host"],
     ["sweep", "ensemble"],
     ["distill", "table", "analysis", "doctor"],

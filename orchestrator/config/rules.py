@@ -69,6 +69,7 @@ def check_rules(config: ExperimentConfig) -> list[Finding]:
         *_monitor(config),
         *_batches(config),
         *_sharding(config),
+        *_compiling(config),
         *pipeline_rules(config),
         *_loader(config),
         *_kinds(config),
@@ -142,6 +143,16 @@ def _sharding(config: ExperimentConfig) -> Iterator[Finding]:
     if config.train.ema and offload and offload.parameters == "nvme":
         message = "needs the parameters in memory, but engine.offload.parameters is nvme; use cpu"
         yield Finding(("train", "ema"), message, (("engine", "offload"),))
+
+
+def _compiling(config: ExperimentConfig) -> Iterator[Finding]:
+    if config.train.compile is True and config.engine.type not in ("plain", "auto"):
+        yield Finding(
+            ("train", "compile"),
+            f"is for engine.type: plain, but got {config.engine.type}, which changes the network's "
+            "parameters between its layers; set it to false, or use engine.type: plain",
+            (("engine", "type"),),
+        )
 
 
 def _loader(config: ExperimentConfig) -> Iterator[Finding]:

@@ -154,6 +154,9 @@ class TrainConfig(Config):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto` measures fp32 and bf16 on this hardware and keeps the faster."""
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    compile: Literal["auto"] | bool = "auto"
+    """`torch.compile` of the training step, plain engine only. `auto` tries it where training takes
+    more than half an hour, and keeps it where it saves more than it costs."""
     checkpoint_activations: bool = False
     """Keep only what passes between the model's stages for the backward pass, and compute the rest
     again (Chen et al., 2016): less memory, a third more time."""

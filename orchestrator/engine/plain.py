@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,11 @@ class PlainEngine:
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
         self._scaler = torch.amp.GradScaler(worker.device.type, enabled=train.precision == "fp16")
         self._parallel: nn.Module = self.model
+        self._compiled = train.compile is True
+        if self._compiled:
+            # Random numbers are drawn as without it, so that dropout drops the same.
+            self.model.compile(options={"fallback_random": True})
+        self._warm = False
         if worker.world_size > 1:
             # BatchNorm statistics stay each rank's own until `synchronise` averages them.
             with warnings.catch_warnings():
@@ -110,7 +115,8 @@ class PlainEngine:
         """See `Engine.evaluate_step`."""
         set_training(self.model, False)
         batch = place_inputs(batch, self._worker.device, self._channels_last)
-        with torch.no_grad(), autocast(self._worker.device, self._train.precision):
+        precision = autocast(self._worker.device, self._train.precision)
+        with torch.no_grad(), precision, self._stance("force_eager"):
             return task.loss(task.forward(self.model, batch), batch)
 
     def synchronise(self) -> None:
@@ -145,16 +151,36 @@ class PlainEngine:
         self._optimizer.zero_grad(set_to_none=True)
         self._parallel = self.model
 
+    def gradients(self, task: Task, batch: GlobalBatch) -> list[Tensor]:
+        """The gradients of a global batch, one a trainable parameter; nothing is updated."""
+        weights = micro_batch_weights(task, batch, self._worker)
+        for number, micro, weight in zip(batch.numbers, batch.micro_batches, weights, strict=True):
+            seed_micro_batch(self._seed, batch, number)
+            self._accumulate(task, micro, weight)
+        found = [
+            torch.zeros_like(one) if one.grad is None else one.grad.detach().clone()
+            for one in self._trainable
+        ]
+        self._optimizer.zero_grad(set_to_none=True)
+        return found
+
+    def _stance(self, stance: str) -> AbstractContextManager[Any]:
+        """How compiled code is used inside; nothing where there is none."""
+        return torch.compiler.set_stance(stance) if self._compiled else nullcontext()
+
     def _accumulate(self, task: Task, micro: Batch, weight: float | Tensor) -> StepOutput:
         """Forward and backward of one micro-batch."""
         # The bare module's mode counts: evaluation sets it without DDP's wrapper knowing.
         set_training(self.model, len(micro) > 0)
         micro = place_inputs(micro, self._worker.device, self._channels_last)
-        with autocast(self._worker.device, self._train.precision):
+        # Compiled once, for the first shape: a short last batch is not worth a minute.
+        stance = self._stance("eager_on_recompile" if self._warm else "default")
+        with stance, autocast(self._worker.device, self._train.precision):
             outputs = task.forward(self._parallel, micro)
             output = task.loss(outputs, micro) if len(micro) else empty_loss(outputs)
             output = with_penalty(output, self._penalised)
         self._scaler.scale(output.loss * weight).backward()  # type: ignore[no-untyped-call]
+        self._warm = True
         return output
 
     def _apply(self) -> None:
