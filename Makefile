@@ -9,14 +9,13 @@ NAME ?= demo-$(shell date +%Y%m%d-%H%M%S)
 demo: $(VENV)/.ready
 	@.ci/demo $(BIN) $(NAME)
 
-# Tests that start Ray or servers go one after another. They wait more than they compute, so the
-# engines' contracts, which start no Ray, are computed beside them.
-ALONE := tests/lab tests/on_ray tests/serve tests/tracking tests/cluster
+# Tests that start Ray go one after another. They wait more than they compute, so the engines'
+# contracts, which start no Ray, are computed beside them.
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -m "not slow" -n 2 --ignore=tests/contracts $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest -m "not slow and not ray" -n 2 --ignore=tests/contracts
 	@$(BIN)/python -m pytest -m "not slow" tests/contracts > $(VENV)/contracts.log 2>&1 & \
-	contracts=$$!; $(BIN)/python -m pytest -m "not slow" $(ALONE); alone=$$?; \
-	wait $$contracts; contracts=$$?; cat $(VENV)/contracts.log; exit $$((alone + contracts))
+	contracts=$$!; $(BIN)/python -m pytest -m "not slow and ray"; ray=$$?; \
+	wait $$contracts; contracts=$$?; cat $(VENV)/contracts.log; exit $$((ray + contracts))
 
 # What they said is kept, also of those that fail.
 REPORT := $(VENV)/test-slow

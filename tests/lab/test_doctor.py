@@ -65,6 +65,7 @@ def test_ranks_that_differ_are_found_and_the_step_is_named(tmp_path):
     assert not list((tmp_path / "runs").iterdir())
 
 
+@pytest.mark.slow
 def test_nodes_alone_are_quick_and_readable(tmp_path):
     done = doctor(tmp_path, "--no-parity")
     assert done.returncode == 0, done.stderr

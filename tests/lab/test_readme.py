@@ -57,6 +57,8 @@ def test_every_command_of_the_tour(readers_folder):
     # The pipeline first: what follows it on the page, and the teacher, need its folder.
     pipeline = next(line for line in LINES if line.startswith("orch sweep"))
     lab.run(*shlex.split(pipeline)[1:], *SWEEP)
+    again = lab.run(*shlex.split(pipeline)[1:], *SWEEP, code=2)
+    assert "name=" in again.stderr
     assert {"ensemble", "student", "baseline"} <= {
         p.name for p in (lab.runs / "efficientnet").iterdir()
     }
