@@ -283,13 +283,16 @@ class Plan:
     step_seconds: float | None = None
 
 
-def plan(config: ExperimentConfig, *, memory: bool = False) -> Plan:
+def plan(config: ExperimentConfig, *, memory: bool = False, address: str | None = None) -> Plan:
     """Reads the data and builds the network without memory (on the meta device).
 
     Args:
-        memory: plan memory and work too, for as many workers on this machine.
+        memory: plan memory and work too.
+        address: of the cluster whose nodes' memory counts; by default all workers are to find
+            place on this machine.
 
     Raises:
+        ResourceError: if the cluster can't be reached, or has no place for a worker.
         UserError: for a model that does not fit the data, a pattern that freezes nothing, …
     """
     load_plugins(config.plugins)
@@ -308,10 +311,12 @@ def plan(config: ExperimentConfig, *, memory: bool = False) -> Plan:
         config.scale.workers,
         config.train.batch_size,
     )
-    return _with_memory(found, config, task, loader.info) if memory else found
+    return _with_memory(found, config, task, loader.info, address) if memory else found
 
 
-def _with_memory(found: Plan, config: ExperimentConfig, task: Task, info: DataInfo) -> Plan:
+def _with_memory(
+    found: Plan, config: ExperimentConfig, task: Task, info: DataInfo, address: str | None
+) -> Plan:
     """A plan with memory and, where this file was measured here before, time."""
     config, device = _placed_here(config)
     use_threads(config)
@@ -323,8 +328,14 @@ def _with_memory(found: Plan, config: ExperimentConfig, task: Task, info: DataIn
         readers = copies(config.engine, config.scale.workers)
         config = derive(config, {MICRO_BATCH: micro_batch(config, readers)})
     seconds = measured.seconds if measured else None
+    room = None
+    if address is not None:
+        from orchestrator.launch.rooms import least_room
+
+        room = least_room(config, address)
     try:
-        memory = report(MemoryPlanner(config, task=task, info=info, device=device))
+        planner = MemoryPlanner(config, task=task, info=info, device=device, room=room)
+        memory = report(planner)
     except UserError as error:
         return replace(found, memory_note=str(error), step_seconds=seconds)
     return replace(found, memory=memory, step_seconds=seconds)

@@ -28,8 +28,8 @@ _COLUMNS = (
 def show_plan(
     config: ExperimentConfig, *, quiet: bool, address: str | None = None
 ) -> dict[str, Any]:
-    """Prints a file's plan, and returns it as JSON."""
-    plan = api.plan(config, memory=True)
+    """Prints a file's plan for this machine or a cluster, and returns it as JSON."""
+    plan = api.plan(config, memory=True, address=address)
     if not quiet:
         _show_run(config, plan)
         if plan.memory is None:
@@ -37,8 +37,6 @@ def show_plan(
         else:
             _show_memory(plan.memory, plan.workers, plan.batch_size)
             _show_time(plan, plan.memory.flops)
-            if address is not None:
-                click.echo(f"note    room is this machine's; the nodes of {address} were not asked")
     return {"name": config.name, **asdict(plan)}
 
 

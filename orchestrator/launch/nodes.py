@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,12 @@ class Node:
 
     Attributes:
         name: the node's address.
+        resources: what it has in all, by Ray's names.
     """
 
     name: str
     actor: Any
+    resources: Mapping[str, float]
 
     def ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """What a call returns there; the node must have the code it runs."""
@@ -43,8 +45,12 @@ class _Asked:
         return call(*arguments)
 
 
-def every_node() -> list[Node]:
-    """A process on each node that is up, this one's first."""
+def every_node(gpus: float = 0) -> list[Node]:
+    """A process on each node that is up, this one's first.
+
+    Args:
+        gpus: that it holds where the node has as many, so that it sees one.
+    """
     own = ray.get_runtime_context().get_node_id()
     alive = [node for node in ray.nodes() if node["Alive"]]
     alive.sort(key=lambda node: node["NodeID"] != own)
@@ -54,9 +60,11 @@ def every_node() -> list[Node]:
             ray.remote(_Asked)
             .options(
                 num_cpus=0,
+                num_gpus=gpus if node["Resources"].get("GPU", 0) >= gpus else 0,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
             )
             .remote(),
+            node["Resources"],
         )
         for node in alive
     ]

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from orchestrator.errors import ResourceError, UserError
@@ -162,3 +163,35 @@ def test_a_node_with_other_code_is_refused(cluster, tmp_path):
         cluster.remove_node(node)
     assert done.stdout.startswith("every node must run the same orch as this one"), done.stderr
     assert "install the same wheel on every node" in done.stdout
+
+
+PLANNED = """
+version: 1
+name: planned
+data: {source: {type: digits}}
+model: {type: mlp, hidden: [32]}
+scale: {workers: 2, cpus: 1, gpus: 0}
+"""
+
+
+def plan_of(cluster, folder, *overrides: str) -> subprocess.CompletedProcess[str]:
+    (folder / "planned.yaml").write_text(PLANNED)
+    command = [sys.executable, "-m", "orchestrator", "train", "planned.yaml", *overrides]
+    return subprocess.run(
+        [*command, "--dry-run", "--json", "--address", cluster.address],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        timeout=120,
+    )
+
+
+def test_a_plan_asks_the_nodes_for_their_memory(cluster, tmp_path):
+    done = plan_of(cluster, tmp_path)
+    assert done.returncode == 0, done.stderr
+    room = json.loads(done.stdout)["memory"]["room"]
+    head = cluster.head_node.node_ip_address
+    assert room["workers"] == 2 and room["what"].endswith(f"node {head}")
+    assert 0 < room["each"] < psutil.virtual_memory().total / 2
+    refused = plan_of(cluster, tmp_path, "scale.cpus=64", "scale.workers=1")
+    assert refused.returncode == 2 and "has place for a worker of 64 cores" in refused.stderr

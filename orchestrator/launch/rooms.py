@@ -1,0 +1,62 @@
+"""The memory that workers may take on the nodes of a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from orchestrator.config.experiment import ExperimentConfig
+from orchestrator.config.user_code import named_modules
+from orchestrator.errors import ResourceError
+from orchestrator.launch.cluster import start_or_attach
+from orchestrator.launch.nodes import every_node
+from orchestrator.pipeline import resources_of
+from orchestrator.plan.machine import Room, room_for
+
+
+def least_room(config: ExperimentConfig, address: str) -> Room:
+    """Asks every node of a cluster, and gives the room of the one with the least for each worker.
+
+    A node is asked for as many workers as its cores or GPUs have place for, at most all of them.
+
+    Args:
+        config: with `scale.cpus` and `scale.gpus` resolved.
+        address: of the cluster, as `--address` takes it.
+
+    Raises:
+        ResourceError: if the cluster can't be reached, or no node has place for one worker.
+    """
+    session = start_or_attach(address, modules=named_modules(config))
+    try:
+        return _least(config, address)
+    finally:
+        session.close()
+
+
+def _least(config: ExperimentConfig, address: str) -> Room:
+    each = resources_of(config)
+    found: list[tuple[Room, str]] = []
+    with contextlib.ExitStack() as stack:
+        nodes = every_node(gpus=each.gpus)
+        for node in nodes:
+            stack.callback(node.close)
+        for node in nodes:
+            places = [config.scale.workers]
+            places += [int(node.resources.get("CPU", 0) / each.cpus)] if each.cpus else []
+            places += [int(node.resources.get("GPU", 0) / each.gpus)] if each.gpus else []
+            if min(places) > 0:
+                room = node.ask(_room_here, bool(each.gpus), min(places))
+                found.append((room, node.name))
+    if not found:
+        raise ResourceError(
+            f"no node of {address} has place for a worker of {each.cpus:g} cores and "
+            f"{each.gpus:g} GPUs; lower scale.cpus or scale.gpus, or add nodes"
+        )
+    room, name = min(found, key=lambda one: one[0].each)
+    return Room(room.total, room.workers, f"{room.what}, node {name}")
+
+
+def _room_here(gpu: bool, workers: int) -> Room:
+    """Runs on a node."""
+    return room_for(torch.device("cuda:0" if gpu else "cpu"), workers)
