@@ -55,12 +55,13 @@ def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str
     }
     return {
         "rounds": rounds,
-        "seconds": {name: _spread(values) for name, values in seconds.items()},
-        f"times faster is {first}": {f"than {o}": _spread(values) for o, values in ratios.items()},
+        "seconds": {name: spread(values) for name, values in seconds.items()},
+        f"times faster is {first}": {f"than {o}": spread(values) for o, values in ratios.items()},
     }
 
 
-def _spread(values: list[float]) -> dict[str, Any]:
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, lowest, highest, and the interval of `median_interval`; four digits each."""
     figures = {"median": statistics.median(values), "low": min(values), "high": max(values)}
     rounded = {name: float(f"{value:.4g}") for name, value in figures.items()}
     return rounded | {"median in": [float(f"{value:.4g}") for value in median_interval(values)]}

@@ -9,6 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orchestrator.data.descriptors import (
+    Descriptors,
+    image_descriptors,
+    joined,
+    token_descriptors,
+)
 from orchestrator.data.types import Batch, DataInfo, Loader
 from orchestrator.host import Worker
 from orchestrator.loop import Evaluation
@@ -65,6 +71,44 @@ def predict(
     )
     order = np.argsort(all_ids, kind="stable")
     return Predictions(all_ids[order], all_labels[order], all_logits[order])
+
+
+class Described:
+    """A step that also says what the inputs of its batches look like.
+
+    Args:
+        step: what is done with each batch.
+        info: of the data.
+        samples: of a split of this size at most `MOST_DESCRIBED` are described, evenly chosen.
+    """
+
+    MOST_DESCRIBED = 4096
+
+    def __init__(self, step: Step, info: DataInfo, samples: int) -> None:
+        self._step, self._info = step, info
+        self._every = math.ceil(samples / self.MOST_DESCRIBED)
+        self._seen = 0
+        self._parts: list[Descriptors] = []
+
+    def __call__(self, task: Task, batch: Batch) -> StepOutput:
+        """Describes the batch, then takes the step."""
+        chosen = slice(-self._seen % self._every, None, self._every)
+        self._seen += len(batch)
+        if len(batch.ids[chosen]):
+            self._parts.append(self._described(batch, chosen))
+        return self._step(task, batch)
+
+    def _described(self, batch: Batch, chosen: slice) -> Descriptors:
+        if self._info.tokenizer is not None:
+            return token_descriptors(batch.inputs["tokens"][chosen].cpu().numpy())
+        images = batch.inputs["image"][chosen].float().cpu()
+        mean, std = (torch.tensor(one).view(-1, 1, 1) for one in (self._info.mean, self._info.std))
+        return image_descriptors((images * std + mean).numpy())
+
+    def gathered(self, worker: Worker) -> Descriptors | None:
+        """Every rank's descriptors, on rank 0; None elsewhere."""
+        ranks = worker.gather(joined(self._parts))
+        return None if ranks is None else joined([one for one in ranks if one])
 
 
 def _in_step(loader: Loader, split: str, worker: Worker, batch_size: int) -> Iterator[Batch]:

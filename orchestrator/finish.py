@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.evaluate import predict, samples_of
+from orchestrator.evaluate import Described, predict, samples_of
 from orchestrator.hooks import Interrupt
 from orchestrator.loop import RunState
 from orchestrator.parts import Parts
@@ -17,11 +17,12 @@ from orchestrator.run_folder.checkpoint import CheckpointStore
 from orchestrator.run_folder.model_file import ModelSpec, save_model
 from orchestrator.run_folder.opening import OpenedRun
 from orchestrator.run_folder.paths import RunPaths
-from orchestrator.run_folder.predictions import write_predictions
+from orchestrator.run_folder.predictions import Predictions, write_predictions
+from orchestrator.run_folder.statistics import make_statistics, write_statistics
 from orchestrator.tracking.base import Tracker, artifact_of
 
 HELD_OUT = ("val", "select")
-"""The splits whose predictions every run keeps."""
+"""The splits whose predictions every run keeps; the first one's statistics are kept too."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,10 @@ def export(parts: Parts, paths: RunPaths) -> None:
     """Writes the model as it is, and its predictions where a sample has one answer."""
     config, loader = parts.config, parts.loader
     for split in () if parts.task.per_token else HELD_OUT:
-        if samples_of(loader.info, split):
+        if count := samples_of(loader.info, split):
+            described = Described(parts.engine.evaluate_step, loader.info, count)
             predictions = predict(
-                parts.engine.evaluate_step,
+                described if split == HELD_OUT[0] else parts.engine.evaluate_step,
                 parts.task,
                 loader,
                 split,
@@ -85,6 +87,8 @@ def export(parts: Parts, paths: RunPaths) -> None:
             )
             if predictions is not None:
                 write_predictions(paths.predictions(split), predictions)
+            if split == HELD_OUT[0]:
+                _keep_statistics(described, predictions, parts, paths)
     weights = parts.engine.model_state()
     if parts.worker.is_main:
         spec = ModelSpec.of(
@@ -98,3 +102,20 @@ def export(parts: Parts, paths: RunPaths) -> None:
         )
         save_model(paths, weights, spec)
     parts.worker.barrier()
+
+
+def _keep_statistics(
+    described: Described, predictions: Predictions | None, parts: Parts, paths: RunPaths
+) -> None:
+    """What a server compares its requests with; every rank takes part."""
+    descriptors = described.gathered(parts.reader)
+    if predictions is None or not descriptors:
+        return
+    found = make_statistics(
+        descriptors,
+        predictions.probabilities(),
+        predictions.labels,
+        data_digest=parts.loader.info.digest,
+        split=HELD_OUT[0],
+    )
+    write_statistics(paths.root, found)

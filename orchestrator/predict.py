@@ -1,4 +1,4 @@
-"""What a trained model says of a split, or of texts, from its run folder alone."""
+"""What a trained model says of a split, or writes after texts, from its run folder alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -73,24 +72,6 @@ def measure_run(*, worker: Worker, root: Path, split: str) -> Evaluation:
     if split == "test":
         _record_reading(paths)
     return found
-
-
-def predict_texts(root: Path, texts: Sequence[str]) -> np.ndarray:
-    """What a run says of texts, on the CPU.
-
-    Returns:
-        float32[N, classes]: probabilities, each row summing to 1.
-
-    Raises:
-        RunFolderError: if the run has no trained model, or not one that labels texts.
-    """
-    network, spec = load_model(root)
-    if spec.tokenizer is None or spec.per_token:
-        raise RunFolderError(f"{root} gives no label to a text; name a run that was trained to")
-    tokens = torch.from_numpy(rows(spec.tokenizer, texts, spec.shape[0]).tokens).long()
-    with torch.no_grad():
-        parts = [network(part).float().softmax(-1) for part in torch.split(tokens, _CHUNK)]
-    return np.asarray(torch.cat(parts))
 
 
 def answer_texts(root: Path, texts: Sequence[str]) -> list[str]:

@@ -12,10 +12,11 @@ import contextlib
 import io
 import logging
 import math
+import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,31 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from orchestrator.config.serving import Replicas, ServeConfig
-from orchestrator.errors import OrchError, WorkError
-from orchestrator.serve.backend import Computed, Inputs, NoAnswerError, ReplicaLostError
+from orchestrator.errors import WorkError
+from orchestrator.run_folder.statistics import Statistics
+from orchestrator.serve.backend import (
+    Computed,
+    Heat,
+    Inputs,
+    NoAnswerError,
+    Pixels,
+    ReplicaLostError,
+)
 from orchestrator.serve.cards import ModelCard
 from orchestrator.serve.control.control import LoadError
 from orchestrator.serve.control.link import Link
 from orchestrator.serve.control.operator import Operator
 from orchestrator.serve.control.table import Started, Table, VersionEntry, VersionSpec
 from orchestrator.serve.gateway import create_app
+from orchestrator.serve.replica import ModelReplica
 from orchestrator.serve.routes.shared import GatewaySettings
 from orchestrator.serve.traffic.batcher import QueueLimits
 from orchestrator.serve.traffic.dispatcher import Dispatcher
 from orchestrator.serve.traffic.rule import Outcome
 
 APP = "orch"
+MODEL = "model"
+"""The one deployment of each version's application."""
 _LOST = (
     RayActorError,
     ActorUnavailableError,
@@ -55,60 +67,14 @@ _LOST = (
     DeploymentUnavailableError,
     BackPressureError,
 )
+_LOOK_SECONDS = 1.0
+_COUNT_SECONDS = 2.0
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
+_START_SECONDS = 300.0
+"""How long a version may take until its replicas are ready."""
 _BATCHES = 2
 """Batches under way for each replica: one is computed while the next one travels."""
 _HEALTH = {"health_check_period_s": 2, "graceful_shutdown_timeout_s": 10}
-
-
-class ModelReplica:
-    """One version in one process: computes the batches that gateways send."""
-
-    def __init__(self, spec: VersionSpec, config: ServeConfig) -> None:
-        # Imported here: gateways share this file, and compute nothing.
-        import torch
-
-        from orchestrator.serve.executors.load import load_executor
-
-        torch.set_num_threads(max(1, int(config.cpus)))
-        device = "cuda" if config.gpus and torch.cuda.is_available() else "cpu"
-        try:
-            self._executor = load_executor(Path(spec.root), spec.name, spec.version, config, device)
-        except OrchError as error:
-            raise LoadError(str(error)) from None
-        # Torch computes beside the event loop, which goes on receiving the next batch.
-        self._thread = ThreadPoolExecutor(1)
-        self._limit = config.limits.compute_seconds
-        self._since: float | None = None
-
-    async def compute(
-        self, requests: Sequence[Inputs], seconds: float | None
-    ) -> list[Computed | NoAnswerError]:
-        """Answers one batch; see `Pool.compute`."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._timed, requests, seconds)
-
-    def _timed(
-        self, requests: Sequence[Inputs], seconds: float | None
-    ) -> list[Computed | NoAnswerError]:
-        from orchestrator.serve.compute import answer_together
-
-        self._since = time.monotonic()
-        try:
-            return answer_together(self._executor, requests, seconds)
-        finally:
-            self._since = None
-
-    async def started(self) -> Started:
-        """What this replica answers for; one that answers at all has loaded it."""
-        one = self._executor
-        return Started(one.card, one.max_batch, one.kind)
-
-    async def check_health(self) -> None:
-        """Fails while a forward pass hangs, so that Serve replaces this replica."""
-        since = self._since
-        if since is not None and time.monotonic() - since > self._limit:
-            raise RuntimeError(f"a forward pass took more than {self._limit:g} seconds")
 
 
 class RayFleet:
@@ -125,35 +91,47 @@ class RayFleet:
 
     def _run(self, spec: VersionSpec) -> None:
         status = serve.status().applications.get(spec.key)
+        if status is None or status.status != "RUNNING":  # by the operator before this one
+            application = version_application(spec, self._config)
+            target = serve.RunTarget(application, spec.key, None, _QUIET)
+            serve.run_many([target], wait_for_applications_running=False)
+        end = time.monotonic() + _START_SECONDS
+        # One that is unhealthy for a moment, as after a fault, is waited for.
+        while (status := serve.status().applications.get(spec.key)) is None or (
+            status.status not in ("RUNNING", "DEPLOY_FAILED")
+        ):
+            if time.monotonic() > end:
+                break
+            time.sleep(0.1)
         if status is not None and status.status == "RUNNING":
-            return  # The operator before this one started it.
-        try:
-            serve.run(
-                version_application(spec, self._config),
-                name=spec.key,
-                route_prefix=None,
-                logging_config=_QUIET,
-            )
-        except RuntimeError as error:
-            why = _why(serve.status().applications.get(spec.key), error)
-            serve.delete(spec.key)
-            raise LoadError(f"{spec.key} did not start: {why}", status=422) from None
+            return
+        why = _why(status, f"not ready after {_START_SECONDS:g} seconds; are there CPUs for it?")
+        serve.delete(spec.key)
+        raise LoadError(f"{spec.key} did not start: {why}")
 
     async def stop(self, spec: VersionSpec) -> None:
         """See `Fleet.stop`."""
         await asyncio.to_thread(serve.delete, spec.key)
 
+    async def keep_only(self, specs: Sequence[VersionSpec]) -> None:
+        """See `Fleet.keep_only`."""
+        kept = {spec.key for spec in specs}
+        found = await asyncio.to_thread(serve.status)
+        for name, one in found.applications.items():
+            if "@" in name and [*one.deployments] == [MODEL] and name not in kept:
+                await asyncio.to_thread(serve.delete, name)
 
-def _why(status: Any, error: Exception) -> str:
+
+def _why(status: Any, otherwise: str) -> str:
     """The last line of what a replica died of."""
     messages = [one.message for one in status.deployments.values()] if status else []
-    text = next((message for message in messages if message), str(error))
+    text = next((message for message in messages if message), otherwise)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     named = [line for line in lines if "Error" in line]
-    return (named or lines or ["unknown"])[-1]
+    return re.sub(r"^[\w.]+Error: ", "", (named or lines)[-1])
 
 
-class OperatorReplica:
+class OperatorReplica(Operator):
     """The operator in a process of its own; see `Control`.
 
     Args:
@@ -169,45 +147,46 @@ class OperatorReplica:
         rules: Mapping[str, Mapping[str, Any]],
         state: str,
     ) -> None:
-        self._operator = Operator(RayFleet(config), Path(state))
-        self._specs, self._rules = specs, rules
+        super().__init__(RayFleet(config), Path(state))
+        self._wanted = specs, rules
         self._begun: asyncio.Task[None] | None = None
 
-    async def begin(self) -> None:
+    async def begun(self) -> None:
         """Starts what is served from the start, once; returns when it is.
 
         Raises:
             LoadError: if a version does not start.
         """
         if self._begun is None:
-            self._begun = asyncio.ensure_future(self._begin())
+            self._begun = asyncio.ensure_future(self.begin(*self._wanted))
         await asyncio.shield(self._begun)
 
-    async def _begin(self) -> None:
-        if await self._operator.restore():
-            return
-        for spec in self._specs:
-            await self._operator.load(spec)
-        for name, rule in self._rules.items():
-            await self._operator.set_rule(name, rule)
-
     async def table(self, gateway: str, known: int) -> Table:
-        """See `Control.table`."""
+        """See `Control.table`; the first question after a restart is what makes it go on."""
         if self._begun is None:
-            self._begun = asyncio.ensure_future(self._begin())
-        return await self._operator.table(gateway, known)
+            self._begun = asyncio.ensure_future(self.begin(*self._wanted))
+        return await super().table(gateway, known)
+
+    async def look(self) -> Table:
+        """What is served now, for whoever does not obey it."""
+        return self.current
+
+    # What is asked right after a restart waits until it goes on.
 
     async def load(self, spec: VersionSpec) -> None:
         """See `Control.load`."""
-        await self._operator.load(spec)
+        await self.begun()
+        await super().load(spec)
 
-    async def unload(self, name: str, version: str) -> None:
+    async def unload(self, name: str, version: str = "") -> None:
         """See `Control.unload`."""
-        await self._operator.unload(name, version)
+        await self.begun()
+        await super().unload(name, version)
 
     async def set_rule(self, name: str, rule: Mapping[str, Any]) -> None:
         """See `Control.set_rule`."""
-        await self._operator.set_rule(name, rule)
+        await self.begun()
+        await super().set_rule(name, rule)
 
     async def report(
         self,
@@ -216,7 +195,8 @@ class OperatorReplica:
         rewards: Mapping[str, Sequence[tuple[str, float]]],
     ) -> None:
         """See `Control.report`."""
-        await self._operator.report(gateway, outcomes, rewards)
+        await self.begun()
+        await super().report(gateway, outcomes, rewards)
 
 
 class RayControl:
@@ -234,7 +214,7 @@ class RayControl:
         """See `Control.load`."""
         await self._asked("load", spec)
 
-    async def unload(self, name: str, version: str) -> None:
+    async def unload(self, name: str, version: str = "") -> None:
         """See `Control.unload`."""
         await self._asked("unload", name, version)
 
@@ -268,21 +248,39 @@ class RayPool:
     def __init__(self, entry: VersionEntry, config: ServeConfig) -> None:
         self.card: ModelCard = entry.started.card
         self.max_batch = entry.started.max_batch
-        most = config.replicas.max if isinstance(config.replicas, Replicas) else config.replicas
-        self.capacity = _BATCHES * most
-        self._key = entry.spec.key
+        self._key, self._scale = entry.spec.key, config.replicas
+        self._replica_count = self._scale.min if isinstance(self._scale, Replicas) else self._scale
+        self._counting: asyncio.Task[None] | None = None
         self._handle: DeploymentHandle | None = None
+
+    @property
+    def capacity(self) -> int:
+        """See `Pool.capacity`."""
+        if not isinstance(self._scale, Replicas):
+            return _BATCHES * self._replica_count
+        # One more than the replicas there are get on with, so that Serve sees when more would do.
+        return math.ceil(max(_BATCHES, self._scale.batches) * self._replica_count) + 1
 
     async def compute(
         self, requests: Sequence[Inputs], seconds: float | None
     ) -> list[Computed | NoAnswerError]:
         """See `Pool.compute`."""
+        if isinstance(self._scale, Replicas) and (self._counting is None or self._counting.done()):
+            self._counting = asyncio.ensure_future(self._count_replicas())
         try:
             answers: list[Computed | NoAnswerError]
             answers = await self._replicas().compute.remote(list(requests), seconds)
         except _LOST as error:
             raise ReplicaLostError(f"model {self.card.name!r} lost the replica") from error
         return answers
+
+    async def _count_replicas(self) -> None:
+        """Finds out how many replicas there are; at most every few seconds."""
+        with contextlib.suppress(Exception):
+            status = await asyncio.to_thread(serve.status)
+            found = status.applications[self._key].deployments[MODEL].replica_states
+            self._replica_count = max(1, found.get("RUNNING", 0))
+        await asyncio.sleep(_COUNT_SECONDS)
 
     async def ready(self) -> bool:
         """See `Pool.ready`."""
@@ -291,6 +289,26 @@ class RayPool:
         except _LOST:
             return False
         return True
+
+    async def explain(self, pixels: Pixels, label: int) -> Heat:
+        """See `Pool.explain`."""
+        heat: Heat = await self._asked("explain", pixels, label)
+        return heat
+
+    async def statistics(self) -> Statistics | None:
+        """See `Pool.statistics`."""
+        found: Statistics | None = await self._asked("statistics")
+        return found
+
+    async def _asked(self, method: str, *arguments: Any) -> Any:
+        try:
+            return await getattr(self._replicas(), method).remote(*arguments)
+        except RayTaskError as error:
+            if isinstance(error.cause, NoAnswerError):
+                raise error.cause from None
+            raise
+        except _LOST:
+            raise NoAnswerError("the model's replicas restart; try again", status=503) from None
 
     def _replicas(self) -> DeploymentHandle:
         # Made on the gateway's event loop, at the first question.
@@ -314,6 +332,10 @@ class GatewayReplica:
 
         @contextlib.asynccontextmanager
         async def following(app: FastAPI) -> AsyncIterator[None]:
+            # A gateway that takes another's place knows what is served before it is asked. While
+            # versions still start there is nothing to know, and no reason to wait longer.
+            with contextlib.suppress(Exception):
+                await link.follow_once()
             task = asyncio.ensure_future(link.run())
             yield
             task.cancel()
@@ -341,13 +363,19 @@ def version_application(spec: VersionSpec, config: ServeConfig) -> serve.Applica
                 "min_replicas": config.replicas.min,
                 "max_replicas": config.replicas.max,
                 "target_ongoing_requests": config.replicas.batches,
+                "upscale_delay_s": config.replicas.up_seconds,
+                "downscale_delay_s": config.replicas.down_seconds,
+                "metrics_interval_s": 1.0,
+                "look_back_period_s": 5.0,
             }
         }
     deployment = serve.deployment(
         ModelReplica,
-        name="model",
+        name=MODEL,
         # Batches, and questions whether it is ready.
         max_ongoing_requests=64,
+        # A version that can't be loaded is told of soon; one that has been ready is always retried.
+        max_constructor_retry_count=2,
         ray_actor_options={"num_cpus": config.cpus, "num_gpus": config.gpus},
         **_HEALTH,
         **scale,
@@ -383,6 +411,15 @@ def build_application(
     return gateway.bind(settings, config, operator.bind(config, list(specs), rules, str(state)))
 
 
+def deployable(arguments: dict[str, Any]) -> serve.Application:
+    """What the file of `orch serve --write-config` names; see `deployable_arguments`."""
+    # Imported here: it brings torch, which gateways have no use for.
+    from orchestrator.serve.deployable import read_arguments
+
+    models, config, settings, state = read_arguments(arguments)
+    return build_application([VersionSpec(**one) for one in models], config, settings, state)
+
+
 def start(
     application: serve.Application, cpus: float, gpus: float, address: Address, temporary: Path
 ) -> None:
@@ -397,8 +434,9 @@ def start(
     """
     ray.init(
         address="local",
-        # Logical cores: more replicas than cores wait for each other, but they do start.
-        num_cpus=math.ceil(cpus) + 1,
+        # Logical cores: more replicas than cores wait for each other, but they do start. There
+        # is room for as many again, so that versions can be loaded beside those that answer.
+        num_cpus=2 * math.ceil(cpus) + 8,
         num_gpus=math.ceil(gpus),
         include_dashboard=False,
         log_to_driver=False,
@@ -413,9 +451,24 @@ def start(
     )
     try:
         serve.run(application, name=APP, route_prefix="/", logging_config=_QUIET)
-        serve.get_deployment_handle("operator", APP).begin.remote().result()
+        _operator().begun.remote().result()
     except (RuntimeError, LoadError) as error:
         raise WorkError(f"the server did not start: {error}; its logs are in {temporary}") from None
+
+
+@cache
+def _operator() -> DeploymentHandle:
+    return serve.get_deployment_handle("operator", APP)
+
+
+def look() -> Table | None:
+    """What is served now; None while the operator restarts."""
+    try:
+        asked = _operator().look.remote()
+        table: Table = asked.result(timeout_s=_LOOK_SECONDS)
+    except Exception:
+        return None
+    return table
 
 
 def stop() -> None:

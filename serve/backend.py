@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.serve.cards import ModelCard
+from orchestrator.serve.monitor.trace import Trace
+
+if TYPE_CHECKING:
+    from orchestrator.run_folder.statistics import Statistics
 
 Pixels = npt.NDArray[np.generic]
 Inputs = Pixels | Sequence[str]
 """uint8[B, C, H, W] in 0..255, float32[B, C, H, W] in 0..1, or B texts."""
 Probabilities = npt.NDArray[np.float32]
+Heat = npt.NDArray[np.float32]
+"""float32[H, W] in 0..1: how much each place of an image speaks for a label."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +31,13 @@ class Ask:
         version: of the model; empty leaves it to the model's traffic rule.
         sticky: requests with the same value get the same version; empty for any.
         deadline: when the answer is due, on `time.monotonic`'s clock; None for whenever.
+        trace: the request's way so far; None for one that did not come over HTTP.
     """
 
     version: str = ""
     sticky: str = ""
     deadline: float | None = None
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,27 @@ class Answer:
     batch: int = 1
 
 
+@dataclass(frozen=True)
+class Seen:
+    """One request to one version, once it is over; for those who watch.
+
+    Attributes:
+        answer: None if there was none, for whatever reason.
+        failed: whether the model, not the client, was at fault.
+        asked: when the request reached its queue, on `time.monotonic`'s clock.
+        shadow: whether nobody waited for it.
+    """
+
+    name: str
+    version: str
+    inputs: Inputs
+    answer: Answer | None
+    failed: bool
+    asked: float
+    shadow: bool = False
+    trace: Trace | None = None
+
+
 class Backend(Protocol):
     """Answers requests for named models."""
 
@@ -89,6 +118,35 @@ class Backend(Protocol):
 
     async def ready(self, name: str, version: str = "") -> bool:
         """Whether the model would answer now: this version, or all that get traffic."""
+        ...
+
+    def shares(self, name: str) -> dict[str, float]:
+        """Each version's share of a model's requests."""
+        ...
+
+    def waiting(self, name: str) -> dict[str, int]:
+        """Samples that wait for each version of a model."""
+        ...
+
+    def watch(self, see: Callable[[Seen], None]) -> None:
+        """Calls `see` on the event loop after each request to a version; it must not take long."""
+        ...
+
+    async def explain(self, name: str, version: str, pixels: Pixels, label: int) -> Heat:
+        """Where an image speaks for a label (Grad-CAM); beside the queue, one at a time.
+
+        Args:
+            pixels: uint8[C, H, W] in 0..255, or float32 in 0..1.
+            label: a class number.
+
+        Raises:
+            NoAnswerError: if the model has no map of places (400), too many ask (429), or the
+                version is gone (404) or can't answer now (503).
+        """
+        ...
+
+    async def statistics(self, name: str, version: str) -> Statistics | None:
+        """What the version saw and answered when it was trained; None if that was not kept."""
         ...
 
 

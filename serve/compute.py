@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,13 +12,16 @@ import numpy as np
 
 from orchestrator.config.serving import Latest, ServeConfig
 from orchestrator.errors import OrchError
-from orchestrator.serve.backend import Computed, Inputs, NoAnswerError
+from orchestrator.run_folder.registry import check_files
+from orchestrator.run_folder.statistics import Statistics
+from orchestrator.serve.backend import Computed, Heat, Inputs, NoAnswerError, Pixels
 from orchestrator.serve.cards import ModelCard
 from orchestrator.serve.control.control import LoadError
 from orchestrator.serve.control.table import Started, VersionEntry, VersionSpec
-from orchestrator.serve.executors.base import Executor
+from orchestrator.serve.executors.base import ComputedRows, Executor, free_memory
 from orchestrator.serve.executors.load import load_executor
 from orchestrator.serve.images import to_unit
+from orchestrator.serve.monitor.reference import Reference
 from orchestrator.serve.traffic.batcher import QueueLimits
 from orchestrator.serve.traffic.dispatcher import Dispatcher
 from orchestrator.serve.traffic.pool import Pool
@@ -35,20 +39,55 @@ def answer_together(
         requests: inputs of each request; the number of samples may differ.
         seconds: see `Executor.run`.
     """
+    due = None if seconds is None else time.monotonic() + seconds
+    return _answered(executor, requests, due)
+
+
+def _answered(
+    executor: Executor, requests: Sequence[Inputs], due: float | None
+) -> list[Computed | NoAnswerError]:
+    left = None if due is None else due - time.monotonic()
     try:
-        together = executor.run(_joined(requests), seconds)
+        together = executor.run(_joined(requests), left)
+    except NoAnswerError as error:  # time ran out: in halves it would not last longer
+        return [error for _ in requests]
     except Exception as error:
+        if full := _is_full(error):
+            free_memory()
         if len(requests) > 1:
             half = len(requests) // 2
             parts = requests[:half], requests[half:]
-            return [one for part in parts for one in answer_together(executor, part, seconds)]
+            return [one for part in parts for one in _answered(executor, part, due)]
+        if full and len(requests[0]) > 1:
+            return [_in_halves(executor, requests[0], due)]
         return [NoAnswerError(f"the model failed on this input ({_what(error)})")]
+    return _divided(together, requests)
+
+
+def _in_halves(executor: Executor, inputs: Inputs, due: float | None) -> Computed | NoAnswerError:
+    """One request for which there was not enough memory at once."""
+    half = len(inputs) // 2
+    found = [_answered(executor, [part], due)[0] for part in (inputs[:half], inputs[half:])]
+    failed = next((one for one in found if isinstance(one, NoAnswerError)), None)
+    if failed is not None:
+        return failed
+    done = [one for one in found if isinstance(one, Computed)]
+    rows = np.concatenate([one.probabilities for one in done])
+    return Computed(rows, min(one.members for one in done), any(one.late for one in done))
+
+
+def _divided(together: Computed, requests: Sequence[Inputs]) -> list[Computed | NoAnswerError]:
     borders = np.cumsum([len(request) for request in requests])[:-1]
+    members = together.members_of if isinstance(together, ComputedRows) else None
+    if members is None:
+        members = np.full(len(together.probabilities), together.members)
     return [
-        Computed(part, together.members, together.late)
+        Computed(part, int(asked.min()), together.late)
         if np.isfinite(part).all()
         else NoAnswerError("the model gave no finite numbers for this input")
-        for part in np.split(together.probabilities, borders)
+        for part, asked in zip(
+            np.split(together.probabilities, borders), np.split(members, borders), strict=True
+        )
     ]
 
 
@@ -63,17 +102,26 @@ def _joined(requests: Sequence[Inputs]) -> Inputs:
 
 def _what(error: Exception) -> str:
     """The kind of failure; its message may hold paths or numbers that are not the client's."""
-    full = isinstance(error, MemoryError) or "memory" in str(error).lower()
-    return "out of memory" if full else type(error).__name__
+    return "out of memory" if _is_full(error) else type(error).__name__
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "memory" in str(error).lower()
 
 
 class LocalPool:
-    """One executor in this process, computing in a thread beside the event loop; see `Pool`."""
+    """One executor in this process, computing in a thread beside the event loop; see `Pool`.
+
+    Args:
+        executor: the model.
+        reference: explains its answers; without one nothing is explained.
+    """
 
     capacity = 2
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, reference: Reference | None = None) -> None:
         self._executor, self._thread = executor, ThreadPoolExecutor(1)
+        self._reference = reference
 
     @property
     def card(self) -> ModelCard:
@@ -98,6 +146,16 @@ class LocalPool:
         """Whether the model is loaded: it is."""
         return True
 
+    async def explain(self, pixels: Pixels, label: int) -> Heat:
+        """See `Pool.explain`."""
+        if self._reference is None:
+            raise NoAnswerError("the model's folder is not known, so nothing is explained", 400)
+        return await self._reference.explain(pixels, label)
+
+    async def statistics(self) -> Statistics | None:
+        """See `Pool.statistics`."""
+        return None if self._reference is None else await self._reference.statistics()
+
 
 class LocalFleet:
     """Versions whose executors live in this process; see `Fleet`."""
@@ -109,6 +167,7 @@ class LocalFleet:
     async def start(self, spec: VersionSpec) -> Started:
         """Loads the version; see `Fleet.start`."""
         try:
+            await asyncio.to_thread(check_files, Path(spec.root), spec.sha256, spec.key)
             executor = await asyncio.to_thread(
                 load_executor, Path(spec.root), spec.name, spec.version, self._config
             )
@@ -121,9 +180,12 @@ class LocalFleet:
         """Forgets the version."""
         self._executors.pop(spec, None)
 
+    async def keep_only(self, specs: Sequence[VersionSpec]) -> None:
+        """Nothing: what an operator before this one had started ended with its process."""
+
     def connect(self, entry: VersionEntry) -> LocalPool:
         """The pool of a version that was started."""
-        return LocalPool(self._executors[entry.spec])
+        return LocalPool(self._executors[entry.spec], Reference(Path(entry.spec.root)))
 
 
 def local_backend(executors: Sequence[Executor], limits: QueueLimits | None = None) -> Dispatcher:

@@ -9,14 +9,12 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 
-from orchestrator.errors import UserError
-from orchestrator.predict import predict_texts
-from orchestrator.run_folder.model_file import read_spec
+from orchestrator.errors import RunFolderError, UserError
 from orchestrator.serve.backend import Pixels
 from orchestrator.serve.errors import RequestError
 from orchestrator.serve.images import decode, to_unit
-from orchestrator.serve.predictor import Predictor
-from orchestrator.serve.protocol import Prediction, best_labels
+from orchestrator.serve.predictor import Predictor, TextPredictor, load_any
+from orchestrator.serve.protocol.people import Prediction, best_labels
 
 
 class FileAnswer(BaseModel):
@@ -72,11 +70,14 @@ def predict_text_files(root: Path, paths: Sequence[Path], top: int = 5) -> list[
             texts.append(path.read_text(encoding="utf-8-sig"))
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8: {error}") from None
-    rows, names = predict_texts(root, texts), read_spec(root).label_names
+    predictor = load_any(root)
+    if not isinstance(predictor, TextPredictor):
+        raise RunFolderError(f"{root} reads images, not texts; give it PNG or JPEG files")
+    rows = predictor.predict(texts).numpy()
     return [
         FileAnswer(
             input=str(path),
-            predictions=best_labels(row, names, top),
+            predictions=best_labels(row, predictor.card.label_names, top),
             probabilities=row.tolist(),
         )
         for path, row in zip(paths, rows, strict=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,23 +14,25 @@ from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.types import Lifespan
 
-from orchestrator.serve import protocol
 from orchestrator.serve.backend import Backend, NoAnswerError
 from orchestrator.serve.control.control import Control, LoadError
 from orchestrator.serve.control.link import Link
-from orchestrator.serve.errors import RequestError
-from orchestrator.serve.guards import BodyLimit, KeyGuard, RequestMetrics
+from orchestrator.serve.errors import RequestError, retry_headers
+from orchestrator.serve.guards.bodies import BodyGuard, BodyLimits
+from orchestrator.serve.guards.keys import KeyGuard
+from orchestrator.serve.guards.leaving import LeavingClients
+from orchestrator.serve.guards.rates import RateLimit
+from orchestrator.serve.monitor.metrics import RequestMetrics
+from orchestrator.serve.monitor.monitor import Monitor
+from orchestrator.serve.routes.direct import answer_directly
+from orchestrator.serve.routes.documents import describe
 from orchestrator.serve.routes.inference import InferenceRoutes
+from orchestrator.serve.routes.labels import LabelRoutes
 from orchestrator.serve.routes.operations import OperationRoutes
 from orchestrator.serve.routes.pages import PageRoutes
 from orchestrator.serve.routes.people import PeopleRoutes
+from orchestrator.serve.routes.repository import RepositoryRoutes
 from orchestrator.serve.routes.shared import Desk, GatewaySettings
-
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": protocol.ErrorMessage} for status in (400, 401, 404, 413, 429, 500, 503, 504)
-}
-_AGAIN = (429, 503)
-"""Statuses after which another attempt may succeed."""
 
 
 def create_app(
@@ -45,23 +49,46 @@ def create_app(
         control, link: what is served, and its changes; without them nothing can be changed.
         lifespan: what runs beside it.
     """
+    registry = CollectorRegistry()
+    table = None if link is None else lambda: link.table
+    monitor = Monitor(backend, registry, settings.log, table)
     app = FastAPI(
         title="orch",
         version=version("orch"),
         description="Trained models over HTTP: the Open Inference Protocol V2, and image files.",
-        responses=_REFUSALS,
-        lifespan=lifespan,
+        lifespan=_closing(monitor, lifespan),
     )
-    registry = CollectorRegistry()
-    desk = Desk(backend, settings, registry, control, link)
-    for routes in (InferenceRoutes, PeopleRoutes, OperationRoutes, PageRoutes):
+    app.state.monitor = monitor
+    desk = Desk(backend, settings, registry, control, link, monitor)
+    inference = InferenceRoutes(desk)
+    inference.add_to(app)
+    for routes in (PeopleRoutes, OperationRoutes, RepositoryRoutes, LabelRoutes, PageRoutes):
         routes(desk).add_to(app)
     _add_error_answers(app)
-    app.add_middleware(BodyLimit, limit=settings.max_body)
+    describe(app, keys=bool(settings.key_digests), rates=settings.requests_per_second is not None)
+    answer_directly(app, inference.infer)
+    app.add_middleware(LeavingClients)
+    app.add_middleware(BodyGuard, limits=BodyLimits(settings.max_body, settings.receive_seconds))
+    if settings.requests_per_second is not None:
+        app.add_middleware(RateLimit, rate=settings.requests_per_second)
     if settings.key_digests:
-        app.add_middleware(KeyGuard, digests=settings.key_digests)
-    app.add_middleware(RequestMetrics, registry=registry, backend=backend)
+        app.add_middleware(KeyGuard, digests=settings.key_digests + settings.admin_digests)
+    app.add_middleware(
+        RequestMetrics, registry=registry, backend=backend, statuses=monitor.statuses
+    )
     return app
+
+
+def _closing(monitor: Monitor, lifespan: Lifespan[FastAPI] | None) -> Lifespan[FastAPI]:
+    """What runs beside the application, and the end of the monitor's threads after it."""
+
+    @contextlib.asynccontextmanager
+    async def beside(app: FastAPI) -> AsyncIterator[None]:
+        async with lifespan(app) if lifespan else contextlib.nullcontext():
+            yield
+        await asyncio.to_thread(monitor.close)
+
+    return beside
 
 
 def _add_error_answers(app: FastAPI) -> None:
@@ -73,7 +100,7 @@ def _add_error_answers(app: FastAPI) -> None:
     async def refused(
         request: Request, error: RequestError | NoAnswerError | LoadError
     ) -> JSONResponse:
-        headers = {"Retry-After": "1"} if error.status in _AGAIN else None
+        headers = getattr(error, "headers", None) or retry_headers(error.status)
         return JSONResponse({"error": error.message}, error.status, headers)
 
     @app.exception_handler(RequestValidationError)

@@ -9,42 +9,56 @@ The result is uint8[C, H, W]. `to_unit` scales it to 0..1; mean and std are the 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
-import struct
-import zlib
+import os
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 from orchestrator.data.pixels import to_pixels
 from orchestrator.serve.errors import RequestError
 
 FORMATS = ("PNG", "JPEG")
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, TypeError, struct.error, zlib.error)
+_SCANS = 64
+"""Scans of a progressive JPEG: encoders write some ten, and each one costs a pass over all
+pixels, however few bytes it has."""
+_LARGE = 4 * 10**6
+"""Pixels above which images are decoded one at a time."""
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What an upload may be at most."""
+    """What an upload may be at most; `seconds` is how long it may take to decode."""
 
     bytes: int = 32 * 2**20
     pixels: int = 64 * 10**6
+    seconds: float = 5.0
 
 
 DEFAULT_LIMITS = ImageLimits()
 
 
 def decode(
-    data: bytes, shape: tuple[int, ...], limits: ImageLimits = DEFAULT_LIMITS
+    data: bytes,
+    shape: tuple[int, ...],
+    limits: ImageLimits = DEFAULT_LIMITS,
+    large: contextlib.AbstractContextManager[object] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Decodes an image file into the pixels a model takes.
 
     Args:
         data: the file's content.
         shape: (C, H, W) of the model's input; C is 1 or 3.
-        limits: sizes beyond which a file is refused.
+        limits: sizes and seconds beyond which a file is refused.
+        large: entered while an image of many pixels is decoded.
 
     Returns:
         uint8[C, H, W].
@@ -52,14 +66,28 @@ def decode(
     Raises:
         RequestError: if the file is no whole PNG or JPEG, or is above a limit (status 413).
     """
+    check_channels(shape)
     channels, height, width = shape
-    if channels not in (1, 3):
+    source = _Source(data)
+    image = _open(source, limits)
+    many = image.width * image.height > _LARGE
+    with large if large is not None and many else contextlib.nullcontext():
+        source.due = time.monotonic() + limits.seconds
+        pixels = _pixels(source, image, channels, (height, width), limits)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def check_channels(shape: Sequence[int]) -> None:
+    """Refuses image files for a model whose input no image file gives.
+
+    Raises:
+        RequestError: unless the model takes 1 or 3 channels.
+    """
+    if shape[0] not in (1, 3):
         raise RequestError(
-            f"image files give 1 or 3 channels, but the model takes {channels}; send numbers to "
+            f"image files give 1 or 3 channels, but the model takes {shape[0]}; send numbers to "
             "the infer route"
         )
-    image = _oriented(_open(data, limits))
-    return np.ascontiguousarray(to_pixels(image, channels, (height, width)).transpose(2, 0, 1))
 
 
 def to_unit(pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
@@ -69,18 +97,59 @@ def to_unit(pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
     return pixels.astype(np.float32, copy=False)
 
 
-def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+class Decoder:
+    """Decodes uploads in threads: small images side by side, large ones one at a time.
+
+    So the memory that decoding takes is that of one image of `limits.pixels` at most, and a few
+    small ones, whatever number of clients send.
+    """
+
+    def __init__(self, limits: ImageLimits) -> None:
+        self.limits = limits
+        self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "decode")
+        self._large = threading.Lock()
+
+    async def decode(self, data: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+        """See `decode`."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._threads, decode, data, shape, self.limits, self._large
+        )
+
+
+class _SlowError(Exception):
+    """Decoding goes on after it had to be done."""
+
+
+class _Source(io.BytesIO):
+    """A file's content that can't be read any more once `due` is over.
+
+    Pillow decodes between two readings of a piece, so a file that would take minutes ends here.
+    """
+
+    due: float | None = None
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.due is not None and time.monotonic() > self.due:
+            raise _SlowError
+        return super().read(size)
+
+
+def _open(source: _Source, limits: ImageLimits) -> Image.Image:
+    data = source.getbuffer()
     if not data:
-        raise RequestError("the request has no image; send a PNG or JPEG file as its body")
+        raise RequestError("there is no image (0 bytes); send a PNG or JPEG file")
     if len(data) > limits.bytes:
         raise RequestError(
             f"an image may have {limits.bytes:,} bytes, this one has {len(data):,}", status=413
         )
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(source, formats=FORMATS)
     except Image.DecompressionBombError:
         raise RequestError(f"an image may have {limits.pixels:,} pixels", status=413) from None
-    except _DAMAGE:
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's readers raise whatever a damaged header makes them stumble over.
         raise RequestError("the body is no PNG or JPEG file (judged by its content)") from None
     if image.width * image.height > limits.pixels:
         raise RequestError(
@@ -91,10 +160,24 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
     return image
 
 
-def _oriented(image: Image.Image) -> Image.Image:
-    """Decodes the pixels and turns them as EXIF says."""
+def _pixels(
+    source: _Source,
+    image: Image.Image,
+    channels: int,
+    size: tuple[int, int],
+    limits: ImageLimits,
+) -> npt.NDArray[np.uint8]:
+    """Decodes the pixels, and applies the rule."""
+    slow = f"decoding an image may take {limits.seconds:g} seconds; send a smaller one"
+    # Within a scan's data the marker's first byte is always followed by 0.
+    if image.format == "JPEG" and source.getvalue().count(b"\xff\xda") > _SCANS:
+        raise RequestError(slow, status=413)
     try:
         image.load()
-        return ImageOps.exif_transpose(image)
-    except _DAMAGE as error:
-        raise RequestError(f"the image is damaged or cut short ({error})") from None
+        return to_pixels(image, channels, size)
+    except _SlowError:
+        raise RequestError(slow, status=413) from None
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's readers raise whatever damaged data makes them stumble over.
+        raise RequestError("the image is damaged or cut short") from None

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from orchestrator.analysis.grad_cam import NoMapError, grad_cam
 from orchestrator.data.text.rows import rows
 from orchestrator.errors import RunFolderError
 from orchestrator.run_folder.ensemble_file import read_ensemble
@@ -37,6 +38,21 @@ class Predictor(Protocol):
 
         Returns:
             float32[B, classes] on the CPU; each row sums to 1.
+        """
+        ...
+
+    def explain(self, pixels: Tensor, label: int) -> Tensor:
+        """Where one image speaks for a label; see `grad_cam`.
+
+        Args:
+            pixels: float32[C, H, W] in 0..1.
+            label: a class number.
+
+        Returns:
+            float32[H, W] in 0..1 on the CPU.
+
+        Raises:
+            NoMapError: if no network has a map of places.
         """
         ...
 
@@ -65,6 +81,7 @@ class SinglePredictor:
         if spec.tokenizer is not None:
             raise RunFolderError(f"{name} reads text, and can't be a member of an ensemble")
         self.card = ModelCard(name, spec.shape, spec.label_names, version=version)
+        self.spec = spec
         self._device = torch.device(device)
         # Channels-last convolutions are the faster ones, and give the same sums.
         self._network = network.eval().to(self._device)
@@ -76,15 +93,28 @@ class SinglePredictor:
         """Softmax of the network's logits; see `Predictor.predict`."""
         return self.logits(pixels).softmax(1)
 
+    @property
+    def network(self) -> nn.Module:
+        """What gives logits float32[B, classes] of normalised pixels; fp32, channels last."""
+        return self._network
+
     @torch.inference_mode()
     def logits(self, pixels: Tensor) -> Tensor:
         """Logits float32[B, classes] on the CPU of pixels float32[B, C, H, W] in 0..1."""
         return torch.cat([self._forward(part) for part in torch.split(pixels, CHUNK)])
 
+    def explain(self, pixels: Tensor, label: int) -> Tensor:
+        """Grad-CAM of the network; see `Predictor.explain`."""
+        labels = torch.tensor([label], device=self._device)
+        return grad_cam(self._network, self._normalized(pixels[None]), labels)[0].cpu()
+
     def _forward(self, pixels: Tensor) -> Tensor:
-        x_BCHW = (pixels.to(self._device) - self._mean) / self._std
-        logits: Tensor = self._network(x_BCHW.contiguous(memory_format=torch.channels_last))
+        logits: Tensor = self._network(self._normalized(pixels))
         return logits.float().cpu()
+
+    def _normalized(self, pixels: Tensor) -> Tensor:
+        x_BCHW = (pixels.to(self._device) - self._mean) / self._std
+        return x_BCHW.contiguous(memory_format=torch.channels_last)
 
 
 class EnsemblePredictor:
@@ -120,6 +150,16 @@ class EnsemblePredictor:
         self._members = tuple(members)
         self._weights = [weight / sum(weights) for weight in weights]
 
+    @property
+    def members(self) -> tuple[SinglePredictor, ...]:
+        """The networks that answer together."""
+        return self._members
+
+    @property
+    def weights(self) -> list[float]:
+        """One a member; they sum to 1."""
+        return self._weights
+
     @torch.inference_mode()
     def predict(self, pixels: Tensor) -> Tensor:
         """The members' weighted answer; see `Predictor.predict`."""
@@ -128,6 +168,21 @@ class EnsemblePredictor:
         if self.card.combine == "logits":
             return (weights_M11 * logits_MBK).sum(0).softmax(1)
         return (weights_M11 * logits_MBK.softmax(2)).sum(0)
+
+    def explain(self, pixels: Tensor, label: int) -> Tensor:
+        """The members' maps, each with its weight; those without one are left out."""
+        total, error = torch.zeros(pixels.shape[1:]), NoMapError("the ensemble has no members")
+        found = 0.0
+        for weight, member in zip(self._weights, self._members, strict=True):
+            try:
+                total += weight * member.explain(pixels, label)
+                found += weight
+            except NoMapError as missing:
+                error = missing
+        if not found:
+            raise error
+        top = float(total.max())
+        return total / top if top > 0 else total
 
 
 class TextPredictor:
@@ -160,13 +215,21 @@ class TextPredictor:
         self._device, self._tokenizer = torch.device(device), spec.tokenizer
         self._network = network.eval().to(self._device)
 
+    @property
+    def network(self) -> nn.Module:
+        """What gives logits float32[B, classes] of tokens int64[B, T]."""
+        return self._network
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """int64[B, T] on the CPU of B texts."""
+        return torch.from_numpy(rows(self._tokenizer, texts, self.card.shape[0]).tokens).long()
+
     @torch.inference_mode()
     def predict(self, texts: Sequence[str]) -> Tensor:
         """Class probabilities float32[B, classes] on the CPU of B texts."""
-        tokens = torch.from_numpy(rows(self._tokenizer, texts, self.card.shape[0]).tokens).long()
         parts = [
             self._network(part.to(self._device)).float().softmax(-1).cpu()
-            for part in torch.split(tokens, CHUNK)
+            for part in torch.split(self.tokens(texts), CHUNK)
         ]
         return torch.cat(parts)
 

@@ -8,11 +8,12 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -22,15 +23,70 @@ import torch
 from orchestrator.config.serving import Replicas, ServeConfig
 from orchestrator.errors import ResourceError, UserError, WorkError
 from orchestrator.serve import haproxy
-from orchestrator.serve.cards import ModelCard
-from orchestrator.serve.control.table import VersionSpec
-from orchestrator.serve.images import ImageLimits
+from orchestrator.serve.control.checks import check_alike, named_versions
+from orchestrator.serve.control.control import LoadError
+from orchestrator.serve.control.table import Event, ModelEntry, Started, Table, VersionEntry
+from orchestrator.serve.executors.load import prepare
 from orchestrator.serve.predictor import load_any
 from orchestrator.serve.routes.shared import GatewaySettings
 from orchestrator.serve.targets import Served
+from orchestrator.serve.tls import Certificate
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 READY_SECONDS = 60
+_ONE_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Makes Ray take 127.0.0.1 for this machine's address, as it does on systems where it knows no
+clusters: its agents, which take jobs, and its metrics listen there only. Its gRPC ports ask for a
+token."""
+_LOOK_SECONDS = 2.0
+"""How often the operator is asked what has happened."""
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where the server listens, and who gets in.
+
+    Attributes:
+        key_digests, admin_digests: see `GatewaySettings`.
+        insecure: whether other machines may ask without a key.
+        certificate: of HTTPS; None for HTTP.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    key_digests: Sequence[str] = ()
+    admin_digests: Sequence[str] = ()
+    insecure: bool = False
+    certificate: Certificate | None = None
+
+    @property
+    def url(self) -> str:
+        """The base of every URL."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.certificate else 'http'}://{host}:{self.port}"
+
+    def check(self) -> None:
+        """Finds what is wrong before anything is started.
+
+        Raises:
+            UserError: if it is open to everyone, or certificate and key do not fit.
+            ResourceError: if the port is taken, or nothing here terminates TLS.
+        """
+        check_host(self.host, self.key_digests, self.insecure)
+        if self.certificate:
+            self.certificate.check()
+            if haproxy.available() is None:
+                raise ResourceError(
+                    "HTTPS needs the HAProxy that comes with Ray Serve on Linux, and it is not "
+                    "here; put a proxy of your own before the server, or leave --tls-cert out"
+                )
+        check_port(self.host, self.port)
+
+    def settings(self, config: ServeConfig, models_root: Path) -> GatewaySettings:
+        """What the gateways obey."""
+        settings = GatewaySettings.of(config, self.key_digests, str(models_root.resolve()))
+        open_control = self.host in LOOPBACK and not self.key_digests
+        return replace(settings, admin_digests=tuple(self.admin_digests), open_control=open_control)
 
 
 @dataclass(frozen=True)
@@ -38,7 +94,7 @@ class Listening:
     """A server that answers: its base URL, and what it offers."""
 
     url: str
-    cards: Sequence[ModelCard]
+    table: Table
 
 
 def check_host(host: str, key_digests: Sequence[str], insecure: bool) -> None:
@@ -53,6 +109,34 @@ def check_host(host: str, key_digests: Sequence[str], insecure: bool) -> None:
         f"--host {host} lets other machines ask the models; add --api-key-file FILE, or "
         "--insecure-any-host if the network is trusted"
     )
+
+
+def check_models(served: Sequence[Served], config: ServeConfig) -> None:
+    """Loads each model once, so that what is wrong with one is said before anything starts.
+
+    Raises:
+        RunFolderError, WeightsError: if a model can't be loaded.
+        UserError: if versions of a model differ in shape or labels, or traffic names others.
+    """
+    models: dict[str, ModelEntry] = {}
+    for one in served:
+        started = Started(load_any(one.root, one.name, version=one.version).card, 0)
+        entry = models.get(one.name, ModelEntry())
+        try:
+            check_alike(entry, one.spec, started)
+        except LoadError as error:
+            raise UserError(str(error)) from None
+        versions = {**entry.versions, one.version: VersionEntry(one.spec, started)}
+        models[one.name] = replace(entry, versions=versions)
+    for name, rule in config.traffic.items():
+        if name not in models:
+            raise UserError(f"serve.traffic.{name} is of no model that is served: {[*models]}")
+        unknown = sorted(named_versions(rule.model_dump()) - models[name].versions.keys())
+        if unknown:
+            raise UserError(
+                f"serve.traffic.{name} names versions {unknown}, but {[*models[name].versions]} "
+                f"are served; add {name}@{unknown[0]}=TARGET"
+            )
 
 
 def check_port(host: str, port: int) -> None:
@@ -78,11 +162,11 @@ def check_port(host: str, port: int) -> None:
 def run(
     served: Sequence[Served],
     config: ServeConfig,
+    door: Door,
     *,
-    host: str,
-    port: int,
-    key_digests: Sequence[str],
+    models_root: Path,
     on_ready: Callable[[Listening], None],
+    on_event: Callable[[Event], None] = lambda event: None,
 ) -> None:
     """Serves until SIGINT or SIGTERM; then ends every process that it started.
 
@@ -91,56 +175,79 @@ def run(
     Args:
         served: the models.
         config: replicas of each model, and what each of them gets.
-        key_digests: see `GatewaySettings`.
+        door: where it listens, and who gets in.
+        models_root: the runs' folder, from which more may be loaded while it serves.
         on_ready: called once, when every model has answered over HTTP.
+        on_event: called whenever what is served was changed, or a rule has decided something.
 
     Raises:
-        ResourceError: if the port is taken, or GPUs are missing.
+        UserError, ResourceError: as `Door.check`, `check_models`, `check_gpus` and `prepare` say.
         KeyboardInterrupt: if it is stopped before it is ready.
-        RunFolderError, WeightsError: if a model can't be loaded.
         WorkError: if Ray or a replica does not start.
     """
-    check_port(host, port)
-    # Loaded once here, so that what is wrong with a model is said before Ray starts.
-    cards = [load_any(one.root, one.name, version=one.version).card for one in served]
-    specs = [VersionSpec(one.name, one.version, str(one.root.resolve())) for one in served]
+    door.check()
+    check_models(served, config)
     each = config.replicas.max if isinstance(config.replicas, Replicas) else config.replicas
-    copies = len(cards) * each
+    copies = len(served) * each
     check_gpus(copies * config.gpus)
+    for one in served:
+        prepare(one.root, one.name, one.version, config)
     stop = _Stop()
     stop.install()
     with _scratch() as folder, _children_ended():
-        binary = haproxy.available()
-        if binary:
-            os.environ.update(haproxy.environment(binary, folder))
-        # Ray Serve reads its environment once, at import.
+        near = _use_proxy(door, folder)
+        os.environ.update(_ONE_MACHINE)
+        # Ray and Ray Serve read their environment once, at import.
         from orchestrator.serve import app
 
-        limits = config.limits
-        max_body = int(limits.body_mb * 2**20)
-        settings = GatewaySettings(
-            key_digests=tuple(key_digests),
-            max_body=max_body,
-            images=ImageLimits(max_body, int(limits.megapixels * 10**6)),
-            deadline=None if config.deadline_ms is None else config.deadline_ms / 1000,
-        )
+        settings = door.settings(config, models_root)
+        specs = [one.spec for one in served]
         try:
             app.start(
                 app.build_application(specs, config, settings, folder / "served.json"),
                 cpus=copies * config.cpus,
                 gpus=copies * config.gpus,
-                address=app.Address(host, port),
+                address=app.Address(near, door.port),
                 # Ray opens its folder to everyone; what HAProxy is started from stays ours.
                 temporary=folder / "ray",
             )
             stop.install()  # Ray has put its own in the place of one.
-            wait_until_ready(host, port)
+            wait_until_ready(door)
             stop.starting = False
-            on_ready(Listening(f"http://{_in_url(host)}:{port}", cards))
-            stop.requested.wait()
+            table = app.look() or Table()
+            on_ready(Listening(door.url, table))
+            _tell_events(stop.requested, app.look, table, on_event)
         finally:
             stop.starting = False
             app.stop()
+
+
+def _use_proxy(door: Door, folder: Path) -> str:
+    """Puts HAProxy before Ray Serve, where there is one; the host that Ray binds."""
+    binary = haproxy.available()
+    if binary is None:
+        return door.host
+    certificate = str(door.certificate.joined(folder)) if door.certificate else ""
+    front = haproxy.Front(door.host, door.port, certificate)
+    os.environ.update(haproxy.environment(binary, folder, front))
+    return "127.0.0.1"
+
+
+def _tell_events(
+    stopped: threading.Event,
+    look: Callable[[], Table | None],
+    known: Table,
+    on_event: Callable[[Event], None],
+) -> None:
+    """Waits until the server is to stop, and tells what happens meanwhile."""
+    while not stopped.wait(_LOOK_SECONDS):
+        table = look()
+        if table is None:
+            continue
+        for event in table.events:
+            if event not in known.events:
+                on_event(event)
+        known = table
 
 
 def check_gpus(gpus: float) -> None:
@@ -157,17 +264,17 @@ def check_gpus(gpus: float) -> None:
         )
 
 
-def wait_until_ready(host: str, port: int) -> None:
+def wait_until_ready(door: Door) -> None:
     """Asks the server itself, through its proxy, until every model is ready.
 
     Raises:
         WorkError: if it is not within a minute.
     """
-    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(door.host, door.host)
     end = time.monotonic() + READY_SECONDS
     while True:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            connection = http.client.HTTPConnection(near, port, timeout=5)
+            connection = _connection(near, door)
             connection.request("GET", "/v2/health/ready")
             if connection.getresponse().status == 200:
                 return
@@ -176,8 +283,13 @@ def wait_until_ready(host: str, port: int) -> None:
         time.sleep(0.1)
 
 
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _connection(host: str, door: Door) -> http.client.HTTPConnection:
+    if door.certificate is None:
+        return http.client.HTTPConnection(host, door.port, timeout=5)
+    # It asks itself, by an address that the certificate need not name, and sends no secret.
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return http.client.HTTPSConnection(host, door.port, timeout=5, context=context)
 
 
 class _Stop:

@@ -1,47 +1,68 @@
-"""From what a user names on the command line to the models that a server offers."""
+"""From what a user names to the models that a server offers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.errors import RunFolderError, UserError
 from orchestrator.run_folder.paths import RunPaths, Target, resolve_target
+from orchestrator.run_folder.registry import PREFIX, Registry
+from orchestrator.serve.control.table import VersionSpec
 
 _PARTS = ("ensemble", "student", "baseline")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+_NAMED = re.compile(rf"(?P<name>{_NAME})(?:@(?P<version>{_NAME}))?=(?P<target>.+)")
+NAME = re.compile(_NAME)
+"""What models and versions may be called."""
+_BELOW = re.compile(rf"{_NAME}(/{_NAME})*")
 
 
 @dataclass(frozen=True)
 class Served:
-    """A model that is offered: its name in URLs, and the folder of its run or ensemble."""
+    """A model that is offered.
+
+    Attributes:
+        name: in URLs.
+        root: the folder of its run or ensemble.
+        version: as clients call it.
+        sha256: see `VersionSpec.sha256`; of registered models.
+    """
 
     name: str
     root: Path
     version: str = "1"
+    sha256: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def spec(self) -> VersionSpec:
+        """What the operator is asked for."""
+        return VersionSpec(self.name, self.version, str(self.root.resolve()), self.sha256)
 
 
 def find_served(targets: Sequence[str], runs_dir: Path) -> list[Served]:
-    """The models of several targets.
+    """The models of several targets, each `TARGET`, `NAME=TARGET` or `NAME@VERSION=TARGET`.
 
     A sweep offers its ensemble (its best trial where there is none) under its own name, and its
-    student, where there is one, as `<name>-student`. A run inside a sweep is called
-    `<sweep>-<run>`.
+    student, where there is one, as `<name>-student`; under a name that is given, only the former.
+    A run inside a sweep is called `<sweep>-<run>`, and a registered model as the registry does,
+    its version too.
 
     Raises:
         RunFolderError: if a target does not exist or holds nothing trained.
-        UserError: if two targets would have one name.
+        UserError: if two targets would have one name and version.
     """
-    found = [one for text in targets for one in _offered(resolve_target(text, runs_dir))]
-    by_name: dict[str, Path] = {}
-    for one in found:
-        if by_name.setdefault(one.name, one.root) != one.root:
+    found: dict[tuple[str, str], Served] = {}
+    for one in (one for text in targets for one in _offered(text, runs_dir)):
+        had = found.setdefault((one.name, one.version), one)
+        if had.root != one.root:
             raise UserError(
-                f"two models would be called {one.name!r}: {by_name[one.name]} and {one.root}; "
-                "rename one of the folders, or serve them on two ports"
+                f"two models would be called {one.name!r}, version {one.version!r}: {had.root} "
+                f"and {one.root}; call one of them NAME=TARGET or {one.name}@VERSION=TARGET"
             )
-    return [Served(name, root) for name, root in by_name.items()]
+    return list(found.values())
 
 
 def find_one(target: str, runs_dir: Path) -> Served:
@@ -50,10 +71,45 @@ def find_one(target: str, runs_dir: Path) -> Served:
     Raises:
         RunFolderError: if the target does not exist or holds nothing trained.
     """
-    return _offered(resolve_target(target, runs_dir))[0]
+    if target.startswith(PREFIX):
+        version, found = Registry(runs_dir).checked(target.removeprefix(PREFIX))
+        files = tuple(sorted(version.files.items()))
+        return Served(version.name, found.path, str(version.version), files)
+    found = resolve_target(target, runs_dir)
+    return Served(public_name(found), _answering(found))
 
 
-def _offered(target: Target) -> list[Served]:
+def find_loadable(target: str, models_root: Path) -> Served:
+    """The same for a target that came over HTTP: nothing outside the runs' folder can be named.
+
+    Args:
+        target: `registry:NAME[@VERSION]`, or the name of a run, sweep or ensemble below
+            `models_root`, such as `fmnist/trials/003`.
+
+    Raises:
+        RunFolderError: if it does not exist or holds nothing trained.
+        UserError: if it is no such name.
+    """
+    if target.startswith(PREFIX):
+        return find_one(target, models_root)
+    if not _BELOW.fullmatch(target):
+        raise UserError(
+            f"a target is registry:NAME, or a name below the runs' folder, not {target[:100]!r}"
+        )
+    path = models_root.resolve() / target
+    if path.exists() and path.resolve() != path:
+        raise UserError(f"{target!r} is a link, and links are not followed; name the folder itself")
+    return find_one(str(path), models_root)
+
+
+def _offered(text: str, runs_dir: Path) -> list[Served]:
+    named = None if Path(text).exists() else _NAMED.fullmatch(text)
+    if named:
+        one = find_one(named["target"], runs_dir)
+        return [replace(one, name=named["name"], version=named["version"] or one.version)]
+    if text.startswith(PREFIX):
+        return [find_one(text, runs_dir)]
+    target = resolve_target(text, runs_dir)
     name = public_name(target)
     offered = [Served(name, _answering(target))]
     if target.kind == "sweep" and target.paths.student.model_json.exists():

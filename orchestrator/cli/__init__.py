@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "Measure something trained on a split of its data.",
     "predict": "Say what a trained model sees in image files.",
     "serve": "Answer over HTTP for trained models and ensembles.",
+    "registry": "Give trained models names, numbers and stages.",
     "runs": "List, show and compare runs; remove checkpoints that nobody needs.",
     "data": "Get a data set, or say what it looks like.",
     "validate": "Check experiment files and say everything that is wrong.",

@@ -16,11 +16,12 @@ from orchestrator.config.paths import make_absolute
 from orchestrator.config.plugins import load_plugins
 from orchestrator.config.problems import shown
 from orchestrator.config.rules import check_rules
+from orchestrator.config.serving import ServeConfig
 from orchestrator.config.user_code import use_kept_code
 from orchestrator.config.yaml import Document, KeyPath, read_yaml
 from orchestrator.errors import ConfigError, Problem
 
-__all__ = ["config_from_mapping", "derive", "dump_yaml", "load_config"]
+__all__ = ["config_from_mapping", "derive", "dump_yaml", "load_config", "load_serve"]
 
 
 PIPELINE_SECTIONS = ("sweep", "ensemble", "distill")
@@ -51,6 +52,25 @@ def load_config(
     if kept_code:
         use_kept_code(path.parent)
     return _finish(_read(path, ()), overrides, [path.absolute().parent], single_run)
+
+
+def load_serve(path: str | Path | None, overrides: Sequence[str] = ()) -> ServeConfig:
+    """Reads the `serve` section of a file, which may hold nothing else.
+
+    Args:
+        path: an experiment, or a file of `serve:` alone; None for the defaults.
+        overrides: ``serve.key=value`` texts.
+
+    Raises:
+        ConfigError: with every problem, each with its file and line.
+    """
+    document, folders = Document({}), list[Path]()
+    if path is not None:
+        document, folders = _read(Path(path), ()), [Path(path).absolute().parent]
+    if not document.values.keys() - {"version", "serve", "plugins"}:
+        stand_ins = {"name": "x", "data": {"source": {"type": "synthetic"}}}
+        document.values |= stand_ins | {"model": {"type": "resnet18"}}
+    return _finish(document, overrides, folders).serve
 
 
 def config_from_mapping(

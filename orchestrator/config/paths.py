@@ -14,6 +14,9 @@ PATH_KEYS: tuple[KeyPath, ...] = (
     ("data", "source", "root"),
     ("model", "weights"),
     ("task", "teacher"),
+    ("serve", "log", "folder"),
+    ("serve", "tls", "cert"),
+    ("serve", "tls", "key"),
 )
 """Keys that hold a path. A plugin's source that names its keys so is covered too."""
 

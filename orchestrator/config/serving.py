@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -66,6 +67,15 @@ class Canary(_Rule):
     latency_ratio: Annotated[float, Field(gt=0)] = 1.5
     """How much slower its 95th percentile may be."""
 
+    @model_validator(mode="after")
+    def _sound(self) -> Canary:
+        if self.stable == self.canary:
+            raise ValueError(f"stable and canary are two versions, but both are {self.stable!r}")
+        steps = list(self.steps)
+        if not steps or steps[0] <= 0 or steps != sorted(set(steps)):
+            raise ValueError(f"steps grow and begin above 0, but are {steps}")
+        return self
+
 
 @part("traffic", "bandit", build=f"{_RULES}:bandit")
 class Bandit(_Rule):
@@ -87,6 +97,10 @@ class Replicas(Config):
     max: Positive = 1
     batches: Annotated[float, Field(gt=0)] = 2.0
     """Batches under way and waiting, a replica, above which another one is started."""
+    up_seconds: NonNegative = 5.0
+    """How long that must last until one is started."""
+    down_seconds: NonNegative = 60.0
+    """How long fewer must be enough until one is ended."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Replicas:
@@ -118,6 +132,17 @@ class RequestLog(Config):
     folder: str
     sample: Share = 0.01
     """Share of the requests that is kept."""
+
+    def absolute(self) -> RequestLog:
+        """The same with the folder's whole path, which does not depend on where a process runs."""
+        return self.model_copy(update={"folder": str(Path(self.folder).expanduser().absolute())})
+
+
+class TlsConfig(Config):
+    """PEM files of HTTPS: the certificate (with those between it and a root), and its key."""
+
+    cert: str
+    key: str
 
 
 class ServedVersion(Config):
@@ -152,6 +177,7 @@ class ServeConfig(Config):
     """An ensemble stops asking members once those before agree with this probability."""
     limits: ServeLimits = ServeLimits()
     log: RequestLog | None = None
+    tls: TlsConfig | None = None
     models: Seq[ServedVersion] = ()
     """Versions beside the targets of the command line."""
     traffic: dict[Name, Annotated[Part, OneOf("traffic")]] = Field(default_factory=dict)

@@ -67,7 +67,7 @@ def open_source(config: Part, *, verify: bool = False) -> CachedSource:
         DataError: if the source is missing, unreadable or does not make sense, or the cache
             can't be written.
     """
-    folder = cache_root() / "sources" / f"{config.type}-{source_key(config)[:20]}"
+    folder = _folder(config)
     with contextlib.suppress(OSError, _DamagedError):
         return _read(folder, verify)
     try:
@@ -79,6 +79,15 @@ def open_source(config: Part, *, verify: bool = False) -> CachedSource:
             f"the cache folder {folder} can't be used ({error}); set ORCH_CACHE to a folder "
             "that can be written and has room"
         ) from error
+
+
+def is_cached(config: Part) -> bool:
+    """Whether a source lies decoded on this machine, so that opening it takes no time."""
+    return _folder(config).is_dir()
+
+
+def _folder(config: Part) -> Path:
+    return cache_root() / "sources" / f"{config.type}-{source_key(config)[:20]}"
 
 
 def source_key(config: Part) -> str:

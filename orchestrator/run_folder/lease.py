@@ -92,7 +92,7 @@ class Lease:
             return
         self._released.set()
         self._beat.join()
-        with contextlib.suppress(OSError), _locked(self.path) as descriptor:
+        with contextlib.suppress(OSError), locked(self.path) as descriptor:
             holder = _parse(os.pread(descriptor, 65536, 0))
             if holder is not None and holder.token == self.holder.token:
                 os.ftruncate(descriptor, 0)
@@ -109,7 +109,7 @@ class Lease:
         self.release()
 
     def _take(self) -> Holder | None:
-        with _locked(self.path) as descriptor:
+        with locked(self.path) as descriptor:
             before = _parse(os.pread(descriptor, 65536, 0))
             if before is not None and _alive(before, self.path):
                 raise RunFolderError(
@@ -138,7 +138,8 @@ def lease_holder(path: Path) -> Holder | None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[int]:
+def locked(path: Path) -> Iterator[int]:
+    """Holds a file's lock, and gives its descriptor; a file system without locks gives none."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:

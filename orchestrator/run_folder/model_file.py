@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -177,7 +178,7 @@ def load_model(root: Path) -> tuple[nn.Module, ModelSpec]:
     path = RunPaths(root).model
     try:
         network.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise WeightsError(f"{path} does not fit {RunPaths(root).model_json}: {error}") from error
     return network.eval(), spec
 

@@ -180,13 +180,19 @@ def resolve_target(text: str | Path, runs_dir: Path) -> Target:
     """Finds a run, a sweep or an ensemble.
 
     Args:
-        text: a folder, an ``ensemble.json``, or a name below `runs_dir` such as ``fmnist`` or
-            ``fmnist/trials/003``.
+        text: a folder, an ``ensemble.json``, a name below `runs_dir` such as ``fmnist`` or
+            ``fmnist/trials/003``, or ``registry:NAME``, ``registry:NAME@3``,
+            ``registry:NAME@production``.
         runs_dir: where names are looked up.
 
     Raises:
-        RunFolderError: naming the nearest names that exist.
+        RunFolderError: naming the nearest names that exist; or if a registered model's files are
+            gone or were changed.
     """
+    if str(text).startswith("registry:"):
+        from orchestrator.run_folder.registry import PREFIX, Registry
+
+        return Registry(runs_dir).checked(str(text).removeprefix(PREFIX))[1]
     for candidate in (Path(text), runs_dir / text):
         folder = candidate.parent if candidate.name == "ensemble.json" else candidate
         kind = RunPaths(folder).kind

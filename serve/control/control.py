@@ -28,11 +28,14 @@ class Control(Protocol):
         """
         ...
 
-    async def unload(self, name: str, version: str) -> None:
-        """Takes a version away; requests that it has are answered first.
+    async def unload(self, name: str, version: str = "") -> None:
+        """Takes a version away, or the model; requests that it has are answered first.
+
+        Args:
+            version: empty for all of them.
 
         Raises:
-            LoadError: if it is not served.
+            LoadError: if it is not served, or the model's traffic names this one version.
         """
         ...
 

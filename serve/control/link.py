@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.config.base import build, find
 from orchestrator.serve.control.control import Control
@@ -21,6 +20,7 @@ _RETRY_SECONDS = 0.5
 _MOST_OUTCOMES = 10_000
 """Kept between two reports at most, for each model; the rest is not reported."""
 _LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Link:
@@ -44,14 +44,19 @@ class Link:
         """What is obeyed now."""
 
     def observe(self, name: str, outcome: Outcome) -> None:
-        """Notes how a request went, for the next report."""
+        """Notes how a request went, for the next report; where nobody learns from it, nothing."""
+        entry = self.table.models.get(name)
+        if entry is None or not entry.learns:
+            return
         kept = self._outcomes.setdefault(name, [])
         if len(kept) < _MOST_OUTCOMES:
             kept.append(outcome)
 
     def reward(self, name: str, version: str, reward: float) -> None:
         """Notes what a client says that an answer was worth, 0..1, for the next report."""
-        self._rewards.setdefault(name, []).append((version, reward))
+        kept = self._rewards.setdefault(name, [])
+        if len(kept) < _MOST_OUTCOMES:
+            kept.append((version, reward))
 
     async def run(self) -> None:
         """Follows and reports until it is cancelled."""
@@ -83,7 +88,7 @@ class Link:
             for one in entry.versions.values():
                 pools[one] = self._pools.get(one) or self._connect(one)
             versions = {version: pools[one] for version, one in entry.versions.items()}
-            models[name] = (_rule(entry), versions)
+            models[name] = (_rule(name, entry), versions)
         removed = self._dispatcher.install(models)
         self._pools, self.table = pools, table
         # The next question tells the operator that nothing is asked of removed versions any more.
@@ -93,15 +98,30 @@ class Link:
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(_REPORT_SECONDS)
-            outcomes, self._outcomes = self._outcomes, {}
-            rewards, self._rewards = self._rewards, {}
-            if outcomes or rewards:
-                with contextlib.suppress(Exception):
-                    await self._control.report(self._id, outcomes, rewards)
+            await self.report_once()
+
+    async def report_once(self) -> None:
+        """Tells the operator what was noted; keeps it for the next time if it can't be told."""
+        outcomes, self._outcomes = self._outcomes, {}
+        rewards, self._rewards = self._rewards, {}
+        if not outcomes and not rewards:
+            return
+        try:
+            await self._control.report(self._id, outcomes, rewards)
+        except Exception as error:
+            _LOG.debug("the operator can't be told: %s", error)
+            _put_back(self._outcomes, outcomes)
+            _put_back(self._rewards, rewards)
 
 
-def _rule(entry: ModelEntry) -> Rule:
+def _put_back(now: dict[str, list[T]], before: dict[str, list[T]]) -> None:
+    """Lays what could not be told before what was noted since."""
+    for name, items in before.items():
+        now[name] = [*items, *now.get(name, ())][:_MOST_OUTCOMES]
+
+
+def _rule(name: str, entry: ModelEntry) -> Rule:
     section: dict[str, Any] = dict(entry.rule)
     config = find("traffic", section["type"]).config.model_validate(section)
-    rule: Rule = build("traffic", config, state=entry.state)
+    rule: Rule = build("traffic", config, state=entry.state, name=name)
     return rule

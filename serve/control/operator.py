@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.files import write_json
+from orchestrator.errors import OrchError
+from orchestrator.serve.control.checks import check_alike, named_versions
 from orchestrator.serve.control.control import LoadError
 from orchestrator.serve.control.judges import Judge, make_judge
+from orchestrator.serve.control.state import read_state, write_state
 from orchestrator.serve.control.table import (
+    Event,
     ModelEntry,
     Started,
     Table,
@@ -27,10 +30,13 @@ from orchestrator.serve.control.table import (
 )
 from orchestrator.serve.traffic.rule import Outcome
 
-FORMAT = 1
 _POLL_SECONDS = 5.0
 _FOLLOW_SECONDS = 30.0
 """How long gateways may take to obey a table before the operator goes on without them."""
+_LEARN_SECONDS = 1.0
+"""What was learnt is published and written to the disk at most this often."""
+_EVENTS = 100
+_LOG = logging.getLogger(__name__)
 
 
 class Fleet(Protocol):
@@ -48,6 +54,10 @@ class Fleet(Protocol):
         """Ends a version's replicas once they have answered what they have."""
         ...
 
+    async def keep_only(self, specs: Sequence[VersionSpec]) -> None:
+        """Ends whatever else an operator that was killed had started."""
+        ...
+
 
 class Operator:
     """The one place where the table changes; see `Control`. One event loop's.
@@ -59,12 +69,21 @@ class Operator:
 
     def __init__(self, fleet: Fleet, state: Path | None = None) -> None:
         self._fleet, self._state = fleet, state
-        # Generations grow over restarts, so that a gateway never takes an old table for new.
-        self._table = Table(generation=time.time_ns())
+        # Nothing is published before the first change: a restarted operator must not tell
+        # gateways of an empty table.
+        self._table = Table()
         self._changed = asyncio.Condition()
         self._lock = asyncio.Lock()
         self._obeys: dict[str, tuple[int, float]] = {}
+        self._complete_at = 0.0
         self._judges: dict[str, Judge] = {}
+        self._learnt: set[str] = set()
+        self._telling: asyncio.Task[None] | None = None
+
+    @property
+    def current(self) -> Table:
+        """What is served now."""
+        return self._table
 
     # --- what gateways ask ------------------------------------------------------------------
 
@@ -87,18 +106,65 @@ class Operator:
         """See `Control.report`."""
         for name in {*outcomes, *rewards}:
             judge = self._judges.get(name)
-            entry = self._table.models.get(name)
-            if judge is None or entry is None:
+            if judge is None or name not in self._table.models:
                 continue
-            judge.observe(outcomes.get(name, ()), rewards.get(name, ()))
-            state = judge.state()
-            if state != entry.state:
-                await self._publish({name: replace(entry, state=state)})
+            decided = judge.observe(outcomes.get(name, ()), rewards.get(name, ()))
+            self._learnt.add(name)
+            if decided:
+                await self._tell(*(self._event(name, message) for message in decided))
+        if self._learnt and self._telling is None:
+            self._telling = asyncio.ensure_future(self._tell_later())
+
+    async def _tell_later(self) -> None:
+        await asyncio.sleep(_LEARN_SECONDS)
+        self._telling = None
+        await self._tell()
+
+    async def _tell(self, *events: Event) -> None:
+        """Publishes what rules need of what was learnt, and keeps all of it."""
+        learnt, self._learnt = self._learnt, set()
+        changes = {
+            name: replace(entry, state=self._judges[name].state())
+            for name, entry in self._table.models.items()
+            if name in learnt and name in self._judges
+        }
+        news = {n: one for n, one in changes.items() if one.state != self._table.models[n].state}
+        if news or events:
+            await self._publish(news, *events)
+        else:
+            self._keep()
 
     # --- changes ----------------------------------------------------------------------------
 
+    async def begin(
+        self, specs: Sequence[VersionSpec], rules: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Starts what is served from the start: goes on from the state file, where there is one.
+
+        Args:
+            specs: versions; those of the state file instead where there is one.
+            rules: traffic sections by model; likewise.
+
+        Raises:
+            LoadError: if a version of `specs` does not start, or a rule does not fit.
+        """
+        if await self.restore():
+            return
+        async with self._lock:
+            models: dict[str, ModelEntry] = {}
+            for spec in specs:
+                # One after another: what each measures while it starts must be its own speed.
+                one = await self._fleet.start(spec)
+                entry = models.get(spec.name, ModelEntry())
+                check_alike(entry, spec, one)
+                versions = {**entry.versions, spec.version: VersionEntry(spec, one)}
+                models[spec.name] = replace(entry, versions=versions)
+            for name, rule in rules.items():
+                models[name] = self._ruled(name, models.get(name), rule)
+            await self._publish(models)
+
     async def load(self, spec: VersionSpec) -> None:
-        """See `Control.load`; a version of this name that is served already is replaced."""
+        """See `Control.load`; a version that is served from this folder already stays."""
         async with self._lock:
             entry = self._table.models.get(spec.name, ModelEntry())
             served = entry.versions.get(spec.version)
@@ -112,60 +178,83 @@ class Operator:
             # Read again: what the rule learnt meanwhile is kept.
             entry = self._table.models.get(spec.name, ModelEntry())
             try:
-                _check_alike(entry, spec, started)
+                check_alike(entry, spec, started)
             except LoadError:
                 await self._fleet.stop(spec)
                 raise
+            if served:
+                return
             versions = {**entry.versions, spec.version: VersionEntry(spec, started)}
-            await self._publish({spec.name: replace(entry, versions=versions)})
+            event = self._event(spec.name, f"version {spec.version!r} loaded ({started.executor})")
+            await self._publish({spec.name: replace(entry, versions=versions)}, event)
 
-    async def unload(self, name: str, version: str) -> None:
+    async def unload(self, name: str, version: str = "") -> None:
         """See `Control.unload`."""
         async with self._lock:
             entry = self._table.models.get(name, ModelEntry())
-            if version not in entry.versions:
-                raise LoadError(f"{name}@{version} is not served", status=404)
-            if version in _named(entry.rule):
+            gone = [version] if version else list(entry.versions)
+            if not gone or version not in {"", *entry.versions}:
+                key = f"{name}@{version}" if version else f"model {name!r}"
+                raise LoadError(f"{key} is not served", status=404)
+            rest = {v: one for v, one in entry.versions.items() if v not in gone}
+            if rest and version in named_versions(entry.rule):
                 raise LoadError(
                     f"traffic of {name!r} names version {version!r}; change the traffic first",
                     status=409,
                 )
-            spec = entry.versions[version].spec
-            rest = {v: one for v, one in entry.versions.items() if v != version}
-            await self._publish({name: replace(entry, versions=rest) if rest else None})
+            if not rest:
+                self._judges.pop(name, None)
+            event = self._event(name, f"unloaded: {', '.join(gone)}")
+            await self._publish({name: replace(entry, versions=rest) if rest else None}, event)
             await self._until_obeyed()
-            await self._fleet.stop(spec)
+            for one in gone:
+                await self._fleet.stop(entry.versions[one].spec)
 
     async def set_rule(self, name: str, rule: Mapping[str, Any]) -> None:
-        """See `Control.set_rule`."""
+        """See `Control.set_rule`; what a bandit has learnt of versions that stay is kept."""
         async with self._lock:
-            entry = self._table.models.get(name)
-            if entry is None:
-                raise LoadError(f"model {name!r} is not served", status=404)
-            unknown = sorted(_named(rule) - entry.versions.keys())
-            if unknown:
-                raise LoadError(
-                    f"traffic of {name!r} names versions {unknown}, but there are "
-                    f"{list(entry.versions)}; load them first"
-                )
-            judge = make_judge(rule)
-            if judge is None:
-                self._judges.pop(name, None)
-            else:
-                self._judges[name] = judge
-            state = judge.state() if judge else {}
-            await self._publish({name: replace(entry, rule=dict(rule), state=state)})
+            entry = self._ruled(name, self._table.models.get(name), rule)
+            await self._publish({name: entry}, self._event(name, f"traffic is {rule['type']} now"))
 
-    async def _publish(self, changes: Mapping[str, ModelEntry | None]) -> None:
+    def _ruled(self, name: str, entry: ModelEntry | None, rule: Mapping[str, Any]) -> ModelEntry:
+        """The model's entry under another rule, whose judge replaces the one before."""
+        if entry is None:
+            raise LoadError(f"model {name!r} is not served", status=404)
+        unknown = sorted(named_versions(rule) - entry.versions.keys())
+        if unknown:
+            raise LoadError(
+                f"traffic of {name!r} names versions {unknown}, but there are "
+                f"{list(entry.versions)}; load them first"
+            )
+        before = self._judges.pop(name, None)
+        learnt = before.memory() if before and rule["type"] == "bandit" else None
+        judge = make_judge(rule, learnt)
+        return self._judged(name, replace(entry, rule=dict(rule)), judge)
+
+    def _judged(self, name: str, entry: ModelEntry, judge: Judge | None) -> ModelEntry:
+        if judge is None:
+            return replace(entry, state={}, learns=False)
+        self._judges[name] = judge
+        return replace(entry, state=judge.state(), learns=True)
+
+    def _event(self, name: str, message: str) -> Event:
+        _LOG.warning("%s: %s", name, message)
+        return Event(round(time.time(), 3), name, message)
+
+    async def _publish(self, changes: Mapping[str, ModelEntry | None], *events: Event) -> None:
         models = {**self._table.models, **changes}
         kept = {name: entry for name, entry in models.items() if entry is not None}
-        self._table = Table(self._table.generation + 1, kept)
+        # Generations grow over restarts, so that a gateway never takes an old table for new.
+        generation = max(self._table.generation + 1, time.time_ns())
+        self._table = Table(generation, kept, (*self._table.events, *events)[-_EVENTS:])
         self._keep()
         async with self._changed:
             self._changed.notify_all()
 
     async def _until_obeyed(self) -> None:
         """Waits until every gateway that is alive obeys the table."""
+        # Right after a restart it is not known yet which gateways there are.
+        await asyncio.sleep(max(0.0, self._complete_at - time.monotonic()))
         wanted = self._table.generation
 
         def obeyed() -> bool:
@@ -180,41 +269,43 @@ class Operator:
     # --- what survives ----------------------------------------------------------------------
 
     def _keep(self) -> None:
-        if self._state is None:
-            return
-        models = {
-            name: {
-                "rule": dict(entry.rule),
-                "versions": [asdict(one.spec) for one in entry.versions.values()],
-            }
-            for name, entry in self._table.models.items()
-        }
-        write_json(self._state, {"format": FORMAT, "models": models})
+        if self._state is not None:
+            memories = {name: judge.memory() for name, judge in self._judges.items()}
+            write_state(self._state, self._table, memories)
 
     async def restore(self) -> bool:
-        """Goes on from the state file, where there is one: whether there was."""
+        """Goes on from the state file, where there is one: whether there was.
+
+        A version that no longer starts is left out, with an event: the others go on.
+        """
         if self._state is None or not self._state.exists():
             return False
-        models = json.loads(self._state.read_text())["models"]
-        for name, entry in models.items():
-            for spec in entry["versions"]:
-                await self.load(VersionSpec(**spec))
-            await self.set_rule(name, entry["rule"])
+        state = read_state(self._state)
+        async with self._lock:
+            events = list(state.events)
+            models: dict[str, ModelEntry | None] = {}
+            for name, kept in state.models.items():
+                versions, failed = await self._started_again(kept.specs)
+                events += [self._event(name, message) for message in failed]
+                judge = make_judge(kept.rule, kept.memory)
+                entry = ModelEntry(versions, kept.rule)
+                models[name] = self._judged(name, entry, judge) if versions else None
+            known = [one.spec for e in models.values() if e for one in e.versions.values()]
+            self._table = Table(state.generation)
+            self._complete_at = time.monotonic() + 2 * _POLL_SECONDS
+            await self._publish(models, *events)
+            await self._fleet.keep_only(known)
         return True
 
-
-def _named(rule: Mapping[str, Any]) -> set[str]:
-    """The versions that a traffic section names."""
-    named = {*rule.get("weights", ()), *rule.get("versions", ()), *rule.get("shadows", ())}
-    return named | {rule[key] for key in ("stable", "canary") if key in rule}
-
-
-def _check_alike(entry: ModelEntry, spec: VersionSpec, started: Started) -> None:
-    for other in entry.versions.values():
-        card, had = started.card, other.started.card
-        if (card.shape, card.label_names) != (had.shape, had.label_names):
-            raise LoadError(
-                f"versions of a model share input shape and labels, but {spec.key} has "
-                f"{list(card.shape)} and {len(card.label_names)} labels, {other.spec.key} "
-                f"{list(had.shape)} and {len(had.label_names)}; serve it under another name"
-            )
+    async def _started_again(
+        self, specs: Sequence[VersionSpec]
+    ) -> tuple[dict[str, VersionEntry], list[str]]:
+        """Those versions that start, and why others do not."""
+        versions: dict[str, VersionEntry] = {}
+        failed = []
+        for spec in specs:
+            try:
+                versions[spec.version] = VersionEntry(spec, await self._fleet.start(spec))
+            except (LoadError, OrchError) as error:
+                failed.append(f"version {spec.version!r} did not start again: {error}")
+        return versions, failed

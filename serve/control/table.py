@@ -15,11 +15,15 @@ class VersionSpec:
 
     Attributes:
         root: the folder of its run or ensemble.
+        sha256: by file, what the registry says that the folder holds: it is checked before the
+            model is loaded; nothing is checked where it is empty. A file that lies elsewhere, as
+            an ensemble's members do, has an absolute path.
     """
 
     name: str
     version: str
     root: str
+    sha256: tuple[tuple[str, str], ...] = ()
 
     @property
     def key(self) -> str:
@@ -55,16 +59,38 @@ class ModelEntry:
     Attributes:
         rule: its section of `serve.traffic`.
         state: what the rule has learnt, the same for every gateway.
+        learns: whether the operator wants to know how requests went.
     """
 
     versions: Mapping[str, VersionEntry] = field(default_factory=dict)
     rule: Mapping[str, Any] = field(default_factory=lambda: {"type": "latest"})
     state: Mapping[str, Any] = field(default_factory=dict)
+    learns: bool = False
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that was changed, by a person or by a rule.
+
+    Attributes:
+        time: seconds since 1970.
+        model: whose.
+        message: a sentence for people.
+    """
+
+    time: float
+    model: str
+    message: str
 
 
 @dataclass(frozen=True)
 class Table:
-    """Everything that is served; never changed, but replaced by one of a higher generation."""
+    """Everything that is served; never changed, but replaced by one of a higher generation.
+
+    Attributes:
+        events: the last changes, the newest at the end.
+    """
 
     generation: int = 0
     models: Mapping[str, ModelEntry] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from orchestrator.serve.backend import Computed, Inputs
 from orchestrator.serve.cards import ModelCard
 from orchestrator.serve.images import to_unit
 from orchestrator.serve.predictor import Predictor, TextPredictor
+
+
+@dataclass(frozen=True)
+class ComputedRows(Computed):
+    """A batch whose samples may have been answered by different members.
+
+    Attributes:
+        members_of: int64[B], by sample; `members` is the smallest.
+    """
+
+    members_of: npt.NDArray[np.int64] | None = None
 
 
 class Executor(Protocol):
@@ -37,6 +51,9 @@ class Executor(Protocol):
             inputs: as the card says; never empty.
             seconds: an ensemble that is not done by then answers with those members that are, if
                 they are enough; None waits for all.
+
+        Raises:
+            NoAnswerError: if too few members were done by then (504).
         """
         ...
 
@@ -62,3 +79,8 @@ class PlainExecutor:
         else:
             rows = self._predictor.predict(torch.from_numpy(to_unit(inputs)))  # type: ignore[arg-type]
         return Computed(rows.numpy(), self.card.members)
+
+
+def free_memory() -> None:
+    """Gives back what torch keeps of a GPU's memory without using it."""
+    torch.cuda.empty_cache()  # does nothing where no GPU was used

@@ -7,6 +7,7 @@ The repository routes are those of the Open Inference Protocol's model repositor
 from __future__ import annotations
 
 from fastapi import FastAPI, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from orchestrator.serve.routes.shared import Desk
@@ -20,7 +21,7 @@ class OperationRoutes:
 
     def add_to(self, app: FastAPI) -> None:
         """Connects paths and handlers."""
-        app.get("/metrics", tags=["operations"])(self.metrics)
+        app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)(self.metrics)
 
     async def metrics(self) -> Response:
         """Counts and latencies as Prometheus text."""

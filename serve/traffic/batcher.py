@@ -9,6 +9,7 @@ itself while all are busy.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -92,7 +93,17 @@ class Batcher:
         self._queue.append(one)
         self.waiting += one.size
         self._pump()
-        return await one.answer
+        try:
+            return await one.answer
+        except asyncio.CancelledError:
+            self._forget(one)
+            raise
+
+    def _forget(self, one: _Waiting) -> None:
+        """Frees the place of a request whose client has left, unless it is computed already."""
+        with contextlib.suppress(ValueError):
+            self._queue.remove(one)
+            self.waiting -= one.size
 
     def _pump(self) -> None:
         """Sends batches while there is room for them."""

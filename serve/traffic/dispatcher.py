@@ -7,16 +7,22 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
-from orchestrator.serve.backend import Answer, Ask, Inputs, NoAnswerError
+from orchestrator.serve.backend import Answer, Ask, Heat, Inputs, NoAnswerError, Pixels, Seen
 from orchestrator.serve.cards import ModelCard
+from orchestrator.serve.monitor.trace import Trace
 from orchestrator.serve.traffic.batcher import Batcher, QueueLimits
-from orchestrator.serve.traffic.pool import Pool
+from orchestrator.serve.traffic.pool import OneBatch, Pool
 from orchestrator.serve.traffic.rule import Outcome, Rule
 
+if TYPE_CHECKING:
+    from orchestrator.run_folder.statistics import Statistics
+
 _READY_SECONDS = 2
-_SHADOWS = 256
-"""Copies under way at most; beyond it requests are not copied."""
+_COPIED_BATCHES = 4
+"""Copies that wait for a version fill this many of its batches at most; more are not made."""
 
 
 @dataclass
@@ -41,6 +47,8 @@ class Dispatcher:
         self._models: dict[str, _Model] = {}
         self._cards: dict[str, dict[str, ModelCard]] = {}
         self._shadows: set[asyncio.Task[None]] = set()
+        self._copies: WeakKeyDictionary[Batcher, Batcher] = WeakKeyDictionary()
+        self._watchers: list[Callable[[Seen], None]] = []
 
     @property
     def cards(self) -> Mapping[str, Mapping[str, ModelCard]]:
@@ -90,16 +98,23 @@ class Dispatcher:
         chosen = ask.version or model.rule.choose(ask.sticky, versions)
         if chosen not in model.queues:
             raise NoAnswerError(f"version {chosen!r} of {name!r} was removed", status=404)
-        if not ask.version and len(self._shadows) < _SHADOWS:
+        if not ask.version:
             for version in model.rule.shadows(chosen, versions):
                 self._copy(name, model.queues[version], inputs)
-        return await self._asked(name, model.queues[chosen], inputs, ask.deadline)
+        return await self._asked(name, model.queues[chosen], inputs, ask.deadline, ask.trace)
 
     async def _asked(
-        self, name: str, queue: Batcher, inputs: Inputs, due: float | None, shadow: bool = False
+        self,
+        name: str,
+        queue: Batcher,
+        inputs: Inputs,
+        due: float | None,
+        trace: Trace | None,
+        shadow: bool = False,
     ) -> Answer:
         start, failed = time.monotonic(), True
         version = queue.pool.card.version
+        answer: Answer | None = None
         try:
             answer = await queue.ask(inputs, due)
             failed = False
@@ -108,16 +123,44 @@ class Dispatcher:
             raise
         finally:
             self._observe(name, Outcome(version, failed, time.monotonic() - start, shadow))
+            for see in self._watchers:
+                see(Seen(name, version, inputs, answer, failed, start, shadow, trace))
         return answer
 
     def _copy(self, name: str, queue: Batcher, inputs: Inputs) -> None:
+        """Asks a version too, unless that would keep anybody waiting; nobody waits for it."""
+        copies = self._copies.get(queue)
+        if copies is None:
+            copies = self._copies[queue] = Batcher(OneBatch(queue.pool), self._limits)
+        most = min(_COPIED_BATCHES * queue.pool.max_batch, self._limits.waiting)
+        if queue.waiting or copies.waiting + len(inputs) > most:
+            return
+
         async def copied() -> None:
             with contextlib.suppress(NoAnswerError):
-                await self._asked(name, queue, inputs, None, shadow=True)
+                await self._asked(name, copies, inputs, None, None, shadow=True)
 
         task = asyncio.ensure_future(copied())
         self._shadows.add(task)
         task.add_done_callback(self._shadows.discard)
+
+    def watch(self, see: Callable[[Seen], None]) -> None:
+        """See `Backend.watch`."""
+        self._watchers.append(see)
+
+    async def explain(self, name: str, version: str, pixels: Pixels, label: int) -> Heat:
+        """See `Backend.explain`."""
+        return await self._pool(name, version).explain(pixels, label)
+
+    async def statistics(self, name: str, version: str) -> Statistics | None:
+        """See `Backend.statistics`."""
+        return await self._pool(name, version).statistics()
+
+    def _pool(self, name: str, version: str) -> Pool:
+        model = self._models.get(name)
+        if model is None or version not in model.queues:
+            raise NoAnswerError(f"version {version!r} of {name!r} was removed", status=404)
+        return model.queues[version].pool
 
     async def ready(self, name: str, version: str = "") -> bool:
         """See `Backend.ready`."""

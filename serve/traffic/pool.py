@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from orchestrator.serve.backend import Computed, Inputs, NoAnswerError
+from orchestrator.serve.backend import Computed, Heat, Inputs, NoAnswerError, Pixels
 from orchestrator.serve.cards import ModelCard
+
+if TYPE_CHECKING:
+    from orchestrator.run_folder.statistics import Statistics
 
 
 class Pool(Protocol):
@@ -44,3 +47,43 @@ class Pool(Protocol):
     async def ready(self) -> bool:
         """Whether a replica would answer now."""
         ...
+
+    async def explain(self, pixels: Pixels, label: int) -> Heat:
+        """Where an image speaks for a label; see `Backend.explain`."""
+        ...
+
+    async def statistics(self) -> Statistics | None:
+        """What the version saw when it was trained; see `Backend.statistics`."""
+        ...
+
+
+class OneBatch:
+    """A pool that has one batch under way at a time: for copies, which must leave room.
+
+    Args:
+        pool: the replicas.
+    """
+
+    capacity = 1
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self.card, self.max_batch = pool.card, pool.max_batch
+
+    async def compute(
+        self, requests: Sequence[Inputs], seconds: float | None
+    ) -> list[Computed | NoAnswerError]:
+        """See `Pool.compute`."""
+        return await self._pool.compute(requests, seconds)
+
+    async def ready(self) -> bool:
+        """See `Pool.ready`."""
+        return await self._pool.ready()
+
+    async def explain(self, pixels: Pixels, label: int) -> Heat:
+        """See `Pool.explain`."""
+        return await self._pool.explain(pixels, label)
+
+    async def statistics(self) -> Statistics | None:
+        """See `Pool.statistics`."""
+        return await self._pool.statistics()

@@ -10,6 +10,7 @@ from PIL import Image
 
 import orchestrator.config  # noqa: F401  (registers the zoo)
 from orchestrator.config.base import find
+from orchestrator.data.text.tokenizer import SPECIAL, Tokenizer
 from orchestrator.files import write_json
 from orchestrator.networks import build_network
 from orchestrator.run_folder.model_file import ModelSpec, model_digest, save_model
@@ -38,7 +39,7 @@ def make_run(root: Path, seed: int = 0, **changes: object) -> Path:
     """A run folder with a real, untrained network whose BatchNorm statistics are not trivial."""
     spec = small_spec(**changes)
     torch.manual_seed(seed)
-    section = find("model", "resnet18").config.model_validate(spec.model)
+    section = find("model", str(spec.model["type"])).config.model_validate(spec.model)
     network = build_network(section, outputs=spec.outputs, shape=spec.shape, load=False)  # type: ignore[arg-type]
     network.train()
     for _ in range(3):
@@ -72,3 +73,34 @@ def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+TEXT_LABELS = ("ham", "spam")
+WORDS = ("free", "money", "meet", "tomorrow", "you")
+
+
+def make_text_run(root: Path, seed: int = 0, length: int = 8) -> Path:
+    """A run folder with a real, untrained network that labels texts."""
+    tokenizer = Tokenizer("word", True, (*SPECIAL, *WORDS))
+    model = {"type": "gru", "embedding": 8, "hidden": 8}
+    spec = small_spec(
+        model=model,
+        outputs=len(TEXT_LABELS),
+        shape=(length,),
+        mean=(),
+        std=(),
+        label_names=TEXT_LABELS,
+        tokenizer=tokenizer,
+    )
+    torch.manual_seed(seed)
+    section = find("model", "gru").config.model_validate(model)
+    network = build_network(
+        section,  # type: ignore[arg-type]
+        outputs=spec.outputs,
+        shape=spec.shape,
+        vocabulary=len(tokenizer),
+        load=False,
+    )
+    root.mkdir(parents=True, exist_ok=True)
+    save_model(RunPaths(root), network.state_dict(), spec)
+    return root

@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 
 from orchestrator.errors import ResourceError, UserError
+from orchestrator.serve.backend import Computed, Inputs
+from orchestrator.serve.cards import ModelCard
 from orchestrator.serve.compute import local_backend
 from orchestrator.serve.executors.base import PlainExecutor
 from orchestrator.serve.gateway import create_app
-from orchestrator.serve.guards import digest_key, read_api_keys
+from orchestrator.serve.guards.keys import digest_key, read_api_keys
 from orchestrator.serve.predictor import Predictor, load_predictor
 from orchestrator.serve.routes.shared import GatewaySettings
 from orchestrator.serve.server import check_host, check_port
@@ -173,13 +175,50 @@ def test_metrics_count_by_route_model_and_status(predictor, png):
 
 
 def test_pages(ask):
-    page = ask("GET", "/")
-    assert page.status_code == 200
-    assert "shoes" in page.text and "http://here/predict/shoes" in page.text
     assert ask("GET", "/docs").status_code == 200
     paths = ask("GET", "/openapi.json").json()["paths"]
     assert {"/predict/{name}", "/v2/models/{name}/infer", "/metrics"} <= set(paths)
     assert "requestBody" in paths["/predict/{name}"]["post"]
+
+
+# --- ensembles and models that answer in part ----------------------------------------------
+
+
+class Wayward:
+    """Three members, of which two answered in time; no answer to a batch with a black image."""
+
+    kind, max_batch = "wayward", 8
+    card = ModelCard("shoes", (1, 12, 12), LABELS, members=3)
+
+    def run(self, inputs: Inputs, seconds: float | None) -> Computed:
+        if any(not one.any() for one in inputs):
+            raise RuntimeError("/home/us/secret.py fell over")
+        return Computed(np.full((len(inputs), 3), 1 / 3, np.float32), members=2, late=True)
+
+
+@pytest.fixture(scope="module")
+def wayward() -> Ask:
+    return client_of(create_app(local_backend([Wayward()]), GatewaySettings()))
+
+
+def test_an_ensemble_that_was_late_says_so(wayward, png, grey):
+    said = wayward("POST", "/predict/shoes", content=png).json()
+    assert (said["members"], said["members_total"], said["late"]) == (2, 3, True)
+    said = wayward("POST", "/v2/models/shoes/infer", json=tensor(grey[None, None], "UINT8")).json()
+    assert said["parameters"] == {"members": 2, "members_total": 3, "late": True}
+
+
+def test_one_image_that_the_model_fails_on_fails_alone(wayward, png):
+    black = encode(Image.new("L", (12, 12)))
+    files = [("image", (str(n), one)) for n, one in enumerate([png, black, png])]
+    answer = wayward("POST", "/predict/shoes", files=files)
+    assert answer.status_code == 200
+    first, second, third = answer.json()["answers"]
+    assert first == third and len(first["predictions"]) == 3
+    assert second == {"error": "the model failed on this input (RuntimeError)"}
+    for given in (files[1:2], files[1:2] * 2):
+        alone = wayward("POST", "/predict/shoes", files=given)
+        assert alone.status_code == 500 and alone.json() == second
 
 
 # --- keys, hosts, ports --------------------------------------------------------------------
@@ -205,7 +244,7 @@ def guarded(predictor) -> Ask:
     ],
 )
 def test_keys(guarded, headers, status):
-    for path in ("/v2", "/", "/metrics", "/docs", "/v2/models/shoes"):
+    for path in ("/v2", "/status", "/metrics", "/docs", "/v2/models/shoes"):
         answer = guarded("GET", path, headers=headers)
         assert answer.status_code == status, path
     if status == 401:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import struct
 import zlib
 
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from orchestrator.serve.errors import RequestError
-from orchestrator.serve.images import ImageLimits, decode, to_unit
+from orchestrator.serve.images import Decoder, ImageLimits, decode, to_unit
 from tests.serve.serving import encode
 
 GREY, RGB = (1, 12, 12), (3, 12, 12)
@@ -73,6 +74,29 @@ def test_sixteen_bit_grey_is_scaled_not_cut():
     assert np.array_equal(pixels, np.rint(wide / 257).astype(np.uint8))
 
 
+def png_of_16_bit_colour(values: np.ndarray) -> bytes:
+    """A PNG of uint16[H, W, C], C colours with or without alpha; Pillow can't write one."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    return png(head, zlib.compress(rows))
+
+
+def test_sixteen_bit_colour_keeps_its_upper_byte():
+    wide = np.random.default_rng(3).integers(0, 65536, (12, 12, 3), dtype=np.uint16)
+    pixels = decode(png_of_16_bit_colour(wide), RGB).transpose(1, 2, 0)
+    assert np.array_equal(pixels, wide >> 8)
+    assert np.abs(pixels.astype(float) - np.rint(wide / 257)).max() <= 1
+
+
+def test_sixteen_bit_colour_with_transparency_is_laid_over_white():
+    wide = np.random.default_rng(3).integers(0, 65536, (12, 12, 4), dtype=np.uint16)
+    share = wide[..., 3:] / 65535
+    expected = wide[..., :3] / 257 * share + 255 * (1 - share)
+    pixels = decode(png_of_16_bit_colour(wide), RGB).transpose(1, 2, 0)
+    assert np.abs(pixels - expected).max() <= 2
+
+
 def test_one_bit_is_black_and_white():
     image = Image.new("1", (12, 12), 1)
     assert (decode(encode(image), GREY) == 255).all()
@@ -88,6 +112,8 @@ def test_cmyk_jpeg_becomes_rgb():
     image = Image.new("CMYK", (12, 12), (0, 255, 255, 0))
     pixels = decode(encode(image, "JPEG"), RGB)
     assert pixels[0].min() > 200 and pixels[1:].max() < 60
+    grey = decode(encode(image, "JPEG"), GREY)[0]
+    assert np.abs(grey - luma(pixels.transpose(1, 2, 0))).max() <= 2
 
 
 @pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, 3), (8, 1)])
@@ -153,17 +179,19 @@ def test_an_empty_body_is_named():
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and has next to no data: a decompression bomb."""
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        body = kind + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(bytes(1000)))
-        + chunk(b"IEND", b"")
-    )
+    return png(head, zlib.compress(bytes(1000)))
+
+
+def png(head: bytes, data: bytes) -> bytes:
+    """A PNG of a header and compressed rows."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", data), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 @pytest.mark.parametrize("side", [9000, 60_000])
@@ -172,6 +200,71 @@ def test_a_bomb_is_refused_before_it_is_decoded(side):
     with pytest.raises(RequestError, match="pixels") as refused:
         decode(png_header(side, side), GREY)
     assert refused.value.status == 413
+
+
+# --- time and memory -----------------------------------------------------------------------
+
+
+def test_decoding_ends_when_its_time_is_over(colour):
+    large = np.random.default_rng(4).integers(0, 256, (600, 600, 3), dtype=np.uint8)
+    for kind in ("PNG", "JPEG"):
+        data = encode(Image.fromarray(large), kind)
+        with pytest.raises(RequestError, match="may take 1e-09 seconds") as refused:
+            decode(data, RGB, ImageLimits(seconds=1e-9))
+        assert refused.value.status == 413
+        assert decode(data, RGB).shape == RGB
+
+
+def test_a_jpeg_of_many_scans_is_refused():
+    """Each scan is a pass over all pixels, however few its bytes."""
+    image = Image.fromarray(np.random.default_rng(4).integers(0, 256, (64, 64), dtype=np.uint8))
+    data = encode(image, "JPEG", progressive=True)
+    assert 1 < data.count(b"\xff\xda") < 20
+    assert decode(data, GREY).shape == GREY
+    last = data.rindex(b"\xff\xda")
+    bomb = data[:-2] + data[last:-2] * 100 + data[-2:]
+    with pytest.raises(RequestError, match="seconds") as refused:
+        decode(bomb, GREY)
+    assert refused.value.status == 413
+
+
+@pytest.mark.parametrize("side", [(1, 60_000), (60_000, 1)])
+def test_a_long_thin_image_is_cropped_before_it_grows(side):
+    """Covering 224×224, it would be 13 million pixels long and 224 wide: 3 GB."""
+    values = np.zeros(side[::-1], np.uint8)
+    values.reshape(-1)[29_000:31_000] = 200
+    pixels = decode(encode(Image.fromarray(values)), (1, 224, 224))
+    assert pixels.shape == (1, 224, 224) and (pixels == 200).all()
+
+
+def test_a_panorama_is_resized_as_it_always_was():
+    """Cropping before it is for images that are far longer still."""
+    wide = np.random.default_rng(5).integers(0, 256, (24, 360), dtype=np.uint8)
+    image = Image.fromarray(wide)
+    expected = np.asarray(image.resize((180, 12), Image.Resampling.BILINEAR))[:, 84:96]
+    assert np.array_equal(decode(encode(image), GREY)[0], expected)
+
+
+def test_large_images_are_decoded_one_at_a_time():
+    large, small = (encode(Image.new("L", (side, side), 7)) for side in (2100, 100))
+    entered: list[str] = []
+
+    class Room:
+        def __enter__(self) -> None:
+            entered.append("in")
+
+        def __exit__(self, *error: object) -> None:
+            entered.append("out")
+
+    for data, expected in [(small, []), (large, ["in", "out"])]:
+        assert (decode(data, GREY, large=Room()) == 7).all()
+        assert entered == expected
+
+    async def several() -> list[np.ndarray]:
+        decoder = Decoder(ImageLimits())
+        return await asyncio.gather(*(decoder.decode(one, GREY) for one in (small, large) * 3))
+
+    assert all((one == 7).all() for one in asyncio.run(several()))
 
 
 def test_the_limit_on_bytes(grey):

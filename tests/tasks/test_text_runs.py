@@ -19,9 +19,9 @@ from orchestrator.errors import DataError, RunFolderError
 from orchestrator.evaluate import evaluate
 from orchestrator.host import SingleWorker
 from orchestrator.parts import build_loader
-from orchestrator.predict import answer_texts, continue_text, predict_texts
+from orchestrator.predict import answer_texts, continue_text
 from orchestrator.run_folder.predictions import read_predictions
-from orchestrator.serve.predictor import load_predictor
+from orchestrator.serve.predictor import load_any, load_predictor
 
 LENGTH = 32
 
@@ -106,8 +106,8 @@ def test_a_language_model_beats_the_frequencies_of_its_characters(tmp_path, topi
     measured = api.measure(result.root)
     assert measured == pytest.approx({name: best[name] for name in measured}, rel=1e-5)
     _is_measured_on_test(result.root, nll, capsys)
-    with pytest.raises(RunFolderError, match="gives no label to a text"):
-        predict_texts(result.root, ["x"])
+    with pytest.raises(RunFolderError, match="a token for each token"):
+        load_any(result.root)
     _goes_on(result.root, data.info.tokenizer)
 
 
@@ -151,7 +151,7 @@ def test_a_classifier_tells_two_help_pages_apart_and_answers_later(tmp_path, top
     kept = read_predictions(result.root / "predictions" / "val.parquet")
     assert kept.ids.tolist() == data.ids["val"].tolist()
     texts = [found[place][0] for place in kept.ids]
-    again = predict_texts(result.root, texts)
+    again = load_any(result.root).predict(texts).numpy()
     np.testing.assert_allclose(again, kept.probabilities(), rtol=1e-4, atol=1e-6)
     network, spec = api.load_model(result.root)
     assert spec.tokenizer == data.info.tokenizer

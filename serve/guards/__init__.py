@@ -1,0 +1,1 @@
+"""What stands before every route, as pure ASGI: keys, rates, bodies, clients that leave."""

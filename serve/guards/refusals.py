@@ -1,0 +1,12 @@
+"""The answer to a request that goes no further."""
+
+from __future__ import annotations
+
+from starlette.responses import JSONResponse
+
+from orchestrator.serve.errors import RequestError
+
+
+def refuse(error: RequestError) -> JSONResponse:
+    """`{"error": "…"}` with the error's status and headers."""
+    return JSONResponse({"error": error.message}, error.status, dict(error.headers))

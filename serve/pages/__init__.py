@@ -1,0 +1,1 @@
+"""The status page: HTML, CSS and JavaScript, put together by `orchestrator.serve.routes.pages`."""
