@@ -16,7 +16,7 @@ from orchestrator.serve.tls import Certificate
 from tests.serve.ray_server import QUICK, Load, RayServer, make_certificate, ray_server
 from tests.serve.serving import LABELS, make_run, small_spec
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 HAPROXY = ("haproxy", "-f")
 MODULE = '''
 import time
@@ -119,7 +119,6 @@ def survive(server: RayServer, *words: str) -> None:
     assert gap <= 10
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -146,7 +145,6 @@ def test_killed_under_load(server, words):
     until(changed)
 
 
-@pytest.mark.slow
 def test_learnt_traffic_survives_the_operator(server):
     loaded = server.post(
         "/v2/repository/models/hats/load", parameters={"target": "hats", "version": "a"}
@@ -176,7 +174,6 @@ def until(done: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.slow
 def test_a_hung_forward_is_replaced(runs):
     make_own(runs, "Hangs")
     limits = "serve.limits={compute_seconds: 2}"
@@ -193,7 +190,6 @@ def test_a_hung_forward_is_replaced(runs):
         assert after.pid != before.pid and time.monotonic() - at < 30
 
 
-@pytest.mark.slow
 def test_replicas_follow_the_load(runs):
     make_own(runs, "Slow")
     scale = "serve.replicas={min: 1, max: 3, up_seconds: 1, down_seconds: 5}"

@@ -34,7 +34,7 @@ CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
-EXAMPLES = 40
+EXAMPLES = 15
 METHODS = ("get", "put", "post", "delete", "patch")
 
 
