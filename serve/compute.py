@@ -27,6 +27,7 @@ from orchestrator.serve.traffic.dispatcher import Dispatcher
 from orchestrator.serve.traffic.pool import Pool
 from orchestrator.serve.traffic.rule import Rule
 from orchestrator.serve.traffic.rules import LatestRule
+from orchestrator.serve.wire.place import Place
 
 
 def answer_together(
@@ -141,6 +142,13 @@ class LocalPool:
         return await loop.run_in_executor(
             self._thread, answer_together, self._executor, requests, seconds
         )
+
+    def meet(self, places: Sequence[Place]) -> None:
+        """Nothing: the replica is this process."""
+
+    async def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown(wait=False)
 
     async def ready(self) -> bool:
         """Whether the model is loaded: it is."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -24,7 +25,7 @@ from orchestrator.serve.guards.leaving import LeavingClients
 from orchestrator.serve.guards.rates import RateLimit
 from orchestrator.serve.monitor.metrics import RequestMetrics
 from orchestrator.serve.monitor.monitor import Monitor
-from orchestrator.serve.routes.direct import answer_directly
+from orchestrator.serve.routes.direct import DirectRoutes, documented
 from orchestrator.serve.routes.documents import describe
 from orchestrator.serve.routes.inference import InferenceRoutes
 from orchestrator.serve.routes.labels import LabelRoutes
@@ -57,6 +58,8 @@ def create_app(
         version=version("orch"),
         description="Trained models over HTTP: the Open Inference Protocol V2, and image files.",
         lifespan=_closing(monitor, lifespan),
+        # Looking whether anybody wants it reads the environment at every request.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.monitor = monitor
     desk = Desk(backend, settings, registry, control, link, monitor)
@@ -66,7 +69,8 @@ def create_app(
         routes(desk).add_to(app)
     _add_error_answers(app)
     describe(app, keys=bool(settings.key_digests), rates=settings.requests_per_second is not None)
-    answer_directly(app, inference.infer)
+    direct = documented(app, inference.infer, inference.live)
+    app.add_middleware(DirectRoutes, routes=direct, errors=_REFUSALS, refuse=_refused)
     app.add_middleware(LeavingClients)
     app.add_middleware(BodyGuard, limits=BodyLimits(settings.max_body, settings.receive_seconds))
     if settings.requests_per_second is not None:
@@ -91,17 +95,23 @@ def _closing(monitor: Monitor, lifespan: Lifespan[FastAPI] | None) -> Lifespan[F
     return beside
 
 
+_REFUSALS = (RequestError, NoAnswerError, LoadError)
+
+
+def _refused(error: Any) -> JSONResponse:
+    """The answer to a request that was refused, by one of `_REFUSALS`."""
+    headers = getattr(error, "headers", None) or retry_headers(error.status)
+    return JSONResponse({"error": error.message}, error.status, headers)
+
+
 def _add_error_answers(app: FastAPI) -> None:
     """Every error becomes `{"error": "…"}`."""
 
-    @app.exception_handler(RequestError)
-    @app.exception_handler(NoAnswerError)
-    @app.exception_handler(LoadError)
-    async def refused(
-        request: Request, error: RequestError | NoAnswerError | LoadError
-    ) -> JSONResponse:
-        headers = getattr(error, "headers", None) or retry_headers(error.status)
-        return JSONResponse({"error": error.message}, error.status, headers)
+    async def refused(request: Request, error: Exception) -> JSONResponse:
+        return _refused(error)
+
+    for kind in _REFUSALS:
+        app.exception_handler(kind)(refused)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

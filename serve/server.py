@@ -22,7 +22,6 @@ import torch
 
 from orchestrator.config.serving import Replicas, ServeConfig
 from orchestrator.errors import ResourceError, UserError, WorkError
-from orchestrator.serve import haproxy
 from orchestrator.serve.control.checks import check_alike, named_versions
 from orchestrator.serve.control.control import LoadError
 from orchestrator.serve.control.table import Event, ModelEntry, Started, Table, VersionEntry
@@ -70,16 +69,11 @@ class Door:
 
         Raises:
             UserError: if it is open to everyone, or certificate and key do not fit.
-            ResourceError: if the port is taken, or nothing here terminates TLS.
+            ResourceError: if the port is taken.
         """
         check_host(self.host, self.key_digests, self.insecure)
         if self.certificate:
             self.certificate.check()
-            if haproxy.available() is None:
-                raise ResourceError(
-                    "HTTPS needs the HAProxy that comes with Ray Serve on Linux, and it is not "
-                    "here; put a proxy of your own before the server, or leave --tls-cert out"
-                )
         check_port(self.host, self.port)
 
     def settings(self, config: ServeConfig, models_root: Path) -> GatewaySettings:
@@ -195,20 +189,18 @@ def run(
     stop = _Stop()
     stop.install()
     with _scratch() as folder, _children_ended():
-        near = _use_proxy(door, folder)
         os.environ.update(_ONE_MACHINE)
         # Ray and Ray Serve read their environment once, at import.
         from orchestrator.serve import app
 
         settings = door.settings(config, models_root)
         specs = [one.spec for one in served]
+        address = app.Address(door.host, door.port, door.certificate)
         try:
             app.start(
-                app.build_application(specs, config, settings, folder / "served.json"),
+                app.build_application(specs, config, settings, folder / "served.json", address),
                 cpus=copies * config.cpus,
                 gpus=copies * config.gpus,
-                address=app.Address(near, door.port),
-                # Ray opens its folder to everyone; what HAProxy is started from stays ours.
                 temporary=folder / "ray",
             )
             stop.install()  # Ray has put its own in the place of one.
@@ -220,17 +212,6 @@ def run(
         finally:
             stop.starting = False
             app.stop()
-
-
-def _use_proxy(door: Door, folder: Path) -> str:
-    """Puts HAProxy before Ray Serve, where there is one; the host that Ray binds."""
-    binary = haproxy.available()
-    if binary is None:
-        return door.host
-    certificate = str(door.certificate.joined(folder)) if door.certificate else ""
-    front = haproxy.Front(door.host, door.port, certificate)
-    os.environ.update(haproxy.environment(binary, folder, front))
-    return "127.0.0.1"
 
 
 def _tell_events(
@@ -265,7 +246,7 @@ def check_gpus(gpus: float) -> None:
 
 
 def wait_until_ready(door: Door) -> None:
-    """Asks the server itself, through its proxy, until every model is ready.
+    """Asks the server itself until every model is ready.
 
     Raises:
         WorkError: if it is not within a minute.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +39,3 @@ class Certificate:
                 "`openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem "
                 "-subj /CN=localhost` makes one for tests"
             ) from None
-
-    def joined(self, folder: Path) -> Path:
-        """Writes both into one file, which only this user can read, as HAProxy wants it."""
-        path = folder / "certificate.pem"
-        content = self.certificate.read_bytes().rstrip() + b"\n" + self.key.read_bytes()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        return path

@@ -58,5 +58,5 @@ def test_a_wheel_holds_models_and_serve_under_their_import_names(tmp_path):
     subprocess.run([*command, "dist", "."], cwd=tmp_path, check=True, capture_output=True)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"orchestrator/models/resnet.py", "orchestrator/serve/app.py"} <= set(names)
+    assert {"orchestrator/models/resnet.py", "orchestrator/serve/app/fleet.py"} <= set(names)
     assert not [name for name in names if name.startswith(("models/", "serve/", "tests/"))]

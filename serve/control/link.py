@@ -12,7 +12,7 @@ from orchestrator.config.base import build, find
 from orchestrator.serve.control.control import Control
 from orchestrator.serve.control.table import ModelEntry, Table, VersionEntry
 from orchestrator.serve.traffic.dispatcher import Dispatcher
-from orchestrator.serve.traffic.pool import Pool
+from orchestrator.serve.traffic.pool import Pool, VersionPool
 from orchestrator.serve.traffic.rule import Outcome, Rule
 
 _REPORT_SECONDS = 1.0
@@ -33,11 +33,14 @@ class Link:
     """
 
     def __init__(
-        self, control: Control, dispatcher: Dispatcher, connect: Callable[[VersionEntry], Pool]
+        self,
+        control: Control,
+        dispatcher: Dispatcher,
+        connect: Callable[[VersionEntry], VersionPool],
     ) -> None:
         self._control, self._dispatcher, self._connect = control, dispatcher, connect
         self._id = uuid.uuid4().hex
-        self._pools: dict[VersionEntry, Pool] = {}
+        self._pools: dict[VersionEntry, VersionPool] = {}
         self._outcomes: dict[str, list[Outcome]] = {}
         self._rewards: dict[str, list[tuple[str, float]]] = {}
         self.table = Table()
@@ -82,18 +85,23 @@ class Link:
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _obey(self, table: Table) -> None:
-        pools: dict[VersionEntry, Pool] = {}
+        pools: dict[VersionEntry, VersionPool] = {}
         models: dict[str, tuple[Rule, dict[str, Pool]]] = {}
         for name, entry in table.models.items():
             for one in entry.versions.values():
                 pools[one] = self._pools.get(one) or self._connect(one)
+                pools[one].meet(table.places.get(one.spec.key, ()))
+            versions: dict[str, Pool]
             versions = {version: pools[one] for version, one in entry.versions.items()}
             models[name] = (_rule(name, entry), versions)
         removed = self._dispatcher.install(models)
+        gone = [pool for entry, pool in self._pools.items() if entry not in pools]
         self._pools, self.table = pools, table
         # The next question tells the operator that nothing is asked of removed versions any more.
         while not all(queue.idle for queue in removed):
             await asyncio.sleep(0.02)
+        for pool in gone:
+            await pool.close()
 
     async def _report(self) -> None:
         while True:

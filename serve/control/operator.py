@@ -19,6 +19,7 @@ from orchestrator.errors import OrchError
 from orchestrator.serve.control.checks import check_alike, named_versions
 from orchestrator.serve.control.control import LoadError
 from orchestrator.serve.control.judges import Judge, make_judge
+from orchestrator.serve.control.places import Places
 from orchestrator.serve.control.state import read_state, write_state
 from orchestrator.serve.control.table import (
     Event,
@@ -29,6 +30,7 @@ from orchestrator.serve.control.table import (
     VersionSpec,
 )
 from orchestrator.serve.traffic.rule import Outcome
+from orchestrator.serve.wire.place import Place
 
 _POLL_SECONDS = 5.0
 _FOLLOW_SECONDS = 30.0
@@ -79,6 +81,7 @@ class Operator:
         self._judges: dict[str, Judge] = {}
         self._learnt: set[str] = set()
         self._telling: asyncio.Task[None] | None = None
+        self._places = Places()
 
     @property
     def current(self) -> Table:
@@ -90,6 +93,8 @@ class Operator:
     async def table(self, gateway: str, known: int) -> Table:
         """See `Control.table`."""
         self._obeys[gateway] = (known, time.monotonic())
+        if self._places.expire(time.monotonic()):
+            await self._tell_places()
         async with self._changed:
             self._changed.notify_all()
             with contextlib.suppress(TimeoutError):
@@ -133,6 +138,29 @@ class Operator:
             await self._publish(news, *events)
         else:
             self._keep()
+
+    # --- what replicas say ------------------------------------------------------------------
+
+    async def enlist(self, key: str, place: Place) -> None:
+        """Notes where a replica listens; it says so again and again.
+
+        Args:
+            key: of its version.
+        """
+        if self._places.enlist(key, place, time.monotonic()):
+            await self._tell_places()
+
+    async def strike(self, key: str, place: Place) -> None:
+        """Notes that a replica leaves."""
+        if self._places.strike(key, place):
+            await self._tell_places()
+
+    async def _tell_places(self) -> None:
+        # Before the first table there is nobody to tell; it will say where replicas are.
+        if self._table.generation:
+            listed = self._places.listed()
+            self._table = replace(self._table, generation=self._next(), places=listed)
+            await self._notify()
 
     # --- changes ----------------------------------------------------------------------------
 
@@ -244,10 +272,16 @@ class Operator:
     async def _publish(self, changes: Mapping[str, ModelEntry | None], *events: Event) -> None:
         models = {**self._table.models, **changes}
         kept = {name: entry for name, entry in models.items() if entry is not None}
-        # Generations grow over restarts, so that a gateway never takes an old table for new.
-        generation = max(self._table.generation + 1, time.time_ns())
-        self._table = Table(generation, kept, (*self._table.events, *events)[-_EVENTS:])
+        events = (*self._table.events, *events)[-_EVENTS:]
+        self._table = Table(self._next(), kept, events, self._places.listed())
         self._keep()
+        await self._notify()
+
+    def _next(self) -> int:
+        """A generation above all before, those of operators before this one included."""
+        return max(self._table.generation + 1, time.time_ns())
+
+    async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
 

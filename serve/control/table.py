@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.serve.cards import ModelCard
+from orchestrator.serve.wire.place import Place
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,10 @@ class Table:
 
     Attributes:
         events: the last changes, the newest at the end.
+        places: where replicas listen, by `VersionSpec.key`.
     """
 
     generation: int = 0
     models: Mapping[str, ModelEntry] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
+    places: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)

@@ -13,7 +13,8 @@ _SHOWN = 10
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+    # Frozen ones can be shared as defaults: others are copied for each request.
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
 
 
 # --- requests ------------------------------------------------------------------------------

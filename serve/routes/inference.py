@@ -93,7 +93,7 @@ class InferenceRoutes:
             )
         )
 
-    async def live(self) -> Response:
+    async def live(self, request: Request) -> Response:
         """Whether the process answers."""
         return json_answer(messages.Ready(live=True))
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.serve.backend import Computed, Heat, Inputs, NoAnswerError, Pixels
 from orchestrator.serve.cards import ModelCard
+from orchestrator.serve.wire.place import Place
 
 if TYPE_CHECKING:
     from orchestrator.run_folder.statistics import Statistics
@@ -54,6 +55,18 @@ class Pool(Protocol):
 
     async def statistics(self) -> Statistics | None:
         """What the version saw when it was trained; see `Backend.statistics`."""
+        ...
+
+
+class VersionPool(Pool, Protocol):
+    """A pool that follows where its replicas are."""
+
+    def meet(self, places: Sequence[Place]) -> None:
+        """Learns where replicas listen now."""
+        ...
+
+    async def close(self) -> None:
+        """Lets go of what it holds; nothing is asked of it any more."""
         ...
 
 

@@ -28,11 +28,21 @@ from orchestrator.serve.control.link import Link
 from orchestrator.serve.control.operator import Operator
 from orchestrator.serve.control.table import VersionSpec
 from orchestrator.serve.gateway import create_app
+from orchestrator.serve.http_server import server_config
 from orchestrator.serve.routes.shared import GatewaySettings
 from orchestrator.serve.traffic.batcher import QueueLimits
 from orchestrator.serve.traffic.dispatcher import Dispatcher
 
 T = TypeVar("T")
+
+
+def free_ports(count: int) -> list[int]:
+    """TCP ports that nobody listens on at this moment."""
+    with contextlib.ExitStack() as stack:
+        sockets = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
+        ]
+        return [one.getsockname()[1] for one in sockets]
 
 
 @dataclass
@@ -109,7 +119,7 @@ def live_server(
         settings: of the gateway; by default those that `config` asks for.
         backend: what answers instead of an operator's versions; nothing can be changed then.
         fleet, state: see `Operator`.
-        server: more settings of `uvicorn.Config`.
+        server: see `server_config`.
     """
     config = config or ServeConfig()
     parts = _Parts(backend) if backend else _controlled(config, fleet or LocalFleet(config), state)
@@ -131,8 +141,8 @@ def live_server(
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-        options = {"log_level": "error", "lifespan": "on", "timeout_graceful_shutdown": 2} | server
-        runner = uvicorn.Server(uvicorn.Config(app, **options))
+        options = {"timeout_graceful_shutdown": 2} | server
+        runner = uvicorn.Server(server_config(app, **options))
         thread = threading.Thread(target=runner.run, args=([listening],), daemon=True)
         thread.start()
         try:

@@ -20,8 +20,8 @@ import httpx
 import psutil
 import pytest
 
-from orchestrator.serve.haproxy import free_ports
 from orchestrator.serve.tls import Certificate
+from tests.serve.live import free_ports
 
 MARK = "ORCH_TEST_SERVER"
 QUICK = ("serve.executor=torch", "serve.max_batch=8")

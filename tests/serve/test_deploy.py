@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from orchestrator.serve.haproxy import free_ports
+from tests.serve.live import free_ports
 from tests.serve.ray_server import QUICK
 from tests.serve.serving import make_run
 

@@ -17,7 +17,6 @@ from tests.serve.ray_server import QUICK, Load, RayServer, make_certificate, ray
 from tests.serve.serving import LABELS, make_run, small_spec
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-HAPROXY = ("haproxy", "-f")
 MODULE = '''
 import time
 import torch
@@ -100,9 +99,7 @@ def test_only_the_clients_port_speaks_http_to_others(server):
 
 
 def kill(server: RayServer, *words: str) -> None:
-    # What waits beside HAProxy has its name in its command line too.
-    victims = [one for one in server.family(*words) if words != HAPROXY or one.name() == "haproxy"]
-    (victim, *_) = victims
+    (victim, *_) = server.family(*words)
     victim.kill()
     victim.wait(10)
 
@@ -125,7 +122,6 @@ def survive(server: RayServer, *words: str) -> None:
         ("hats@", ":model"),
         ("orch:operator",),
         ("ServeController",),
-        HAPROXY,
         ("orch:gateway",),
     ],
     ids=lambda words: words[0],

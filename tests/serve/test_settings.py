@@ -13,13 +13,12 @@ from orchestrator.config.serving import Latest, Replicas, ServeConfig, Weighted
 from orchestrator.errors import ConfigError, RunFolderError, UserError
 from orchestrator.run_folder.paths import resolve_target
 from orchestrator.run_folder.registry import Registry
-from orchestrator.serve import haproxy
 from orchestrator.serve.deployable import read_arguments
-from orchestrator.serve.haproxy import free_ports
 from orchestrator.serve.server import Door, check_models
 from orchestrator.serve.settings import find_all
 from orchestrator.serve.targets import Served, find_loadable, find_served
 from orchestrator.serve.tls import Certificate
+from tests.serve.live import free_ports
 from tests.serve.ray_server import make_certificate
 from tests.serve.serving import make_run
 
@@ -226,13 +225,6 @@ def test_mistakes_end_with_2_before_anything_starts(runs, pair, tmp_path, capsys
     ]:
         assert (found := orch(capsys, runs, *arguments, "--port", str(port)))[0] == 2, arguments
         assert message in found[1], (arguments, found[1])
-
-
-def test_tls_without_haproxy_is_refused(runs, pair, capsys, monkeypatch):
-    monkeypatch.setattr(haproxy, "available", lambda: None)
-    arguments = ("hats", "--tls-cert", str(pair[0]), "--tls-key", str(pair[1]))
-    code, said = orch(capsys, runs, *arguments)
-    assert code == 2 and "proxy of your own" in said
 
 
 # --- for `serve deploy` ------------------------------------------------------------------------

@@ -1,0 +1,173 @@
+"""The server's own socket: what comes before a request is one, HTTPS, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from orchestrator.serve import http_server
+from orchestrator.serve.http_server import HttpServer
+from orchestrator.serve.tls import Certificate
+from tests.serve.live import free_ports
+from tests.serve.ray_server import make_certificate
+
+
+def application() -> FastAPI:
+    app = FastAPI()
+
+    @app.get("/")
+    async def hello(wait: float = 0) -> str:
+        await asyncio.sleep(wait)
+        return "hello"
+
+    return app
+
+
+@contextlib.contextmanager
+def serving(certificate: Certificate | None = None) -> Iterator[tuple[int, HttpServer]]:
+    """A server on an event loop in a thread, as a gateway's process has it."""
+    (port,) = free_ports(1)
+    server = HttpServer(application(), "127.0.0.1", port, certificate)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    loop.call_soon_threadsafe(server.begin)
+    try:
+        for _ in range(200):
+            server.check()
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            threading.Event().wait(0.02)
+        yield port, server
+    finally:
+        asyncio.run_coroutine_threadsafe(server.end(), loop).result(20)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+def said(connection: socket.socket) -> bytes:
+    found = b""
+    while more := connection.recv(65536):
+        found += more
+    return found
+
+
+@pytest.fixture
+def patient(monkeypatch) -> None:
+    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(http_server, "_LOOK_SECONDS", 0.1)
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [b"", b"GET", b"GET / HTTP/1.1\r\nHost: a\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HT"],
+)
+def test_a_head_that_does_not_come_is_not_waited_for(patient, begin):
+    with serving() as (port, _), socket.create_connection(("127.0.0.1", port), 10) as connection:
+        connection.sendall(begin)
+        answer = said(connection)
+    answered, refusal = answer.count(b"200 OK"), answer[answer.index(b"HTTP/1.1 408 ") :]
+    assert answered == begin.count(b"\r\n\r\n")
+    assert b"connection: close" in refusal and b"content-type: application/json" in refusal
+    assert refusal.endswith(b'{"error": "a request\'s head has to be there within 0.3 seconds"}')
+
+
+def test_one_byte_now_and_then_is_no_head(patient):
+    with serving() as (port, _), socket.create_connection(("127.0.0.1", port), 10) as connection:
+        connection.settimeout(0.05)
+        answer = b""
+        for byte in b"GET / HTTP/1.1\r\nHost: here\r\nX-Slow: " + b"a" * 200:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(bytes([byte]))
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                answer += connection.recv(65536)
+            if answer:
+                break
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_request_that_takes_its_time_is_not_a_slow_head(patient):
+    with serving() as (port, _), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        for _ in range(2):
+            assert client.get("/?wait=0.6").json() == "hello"
+
+
+def test_a_head_without_end_is_refused():
+    with serving() as (port, _), socket.create_connection(("127.0.0.1", port), 10) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 2**22:
+                connection.sendall(b"X-More: " + b"a" * 1000 + b"\r\n")
+                sent += 1010
+        with contextlib.suppress(ConnectionError):
+            answer = said(connection)
+            assert answer.startswith(b"HTTP/1.1 431 ") and b"65,536 bytes" in answer
+        assert sent < 2**22
+        # Others are served as before.
+        assert httpx.get(f"http://127.0.0.1:{port}/").json() == "hello"
+
+
+@pytest.mark.parametrize(
+    "junk", [b"\x16\x03\x01\x02\x00", b"hello\r\n\r\n", b"GET / XTTP/9\r\n\r\n"]
+)
+def test_what_is_no_http_gets_a_json_error(junk):
+    with serving() as (port, _), socket.create_connection(("127.0.0.1", port), 10) as connection:
+        connection.sendall(junk)
+        answer = said(connection)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.endswith(b'{"error": "this is no HTTP request"}')
+
+
+def test_it_speaks_https_and_nothing_else(tmp_path):
+    pair = Certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+    make_certificate(pair)
+    trusted = ssl.create_default_context(cafile=pair.certificate)
+    with serving(pair) as (port, _):
+        assert httpx.get(f"https://localhost:{port}/", verify=trusted).json() == "hello"
+        with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
+            httpx.get(f"https://localhost:{port}/")
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"http://localhost:{port}/")
+
+
+def test_its_end_answers_what_is_under_way():
+    with serving() as (port, server):
+        found: list[int] = []
+
+        def ask() -> None:
+            found.append(httpx.get(f"http://127.0.0.1:{port}/?wait=0.5").status_code)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        threading.Event().wait(0.2)
+    asking.join(10)
+    assert found == [200]
+    server.check()  # One that was ended is not one that has failed.
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/")
+
+
+def test_a_port_that_stays_taken_is_told_of(monkeypatch):
+    monkeypatch.setattr(http_server, "_BIND_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = HttpServer(application(), "127.0.0.1", taken.getsockname()[1])
+
+        async def run() -> None:
+            server.begin()
+            server.check()
+            await asyncio.sleep(0.5)
+            server.check()
+
+        with pytest.raises(RuntimeError, match=r"has ended.*in use"):
+            asyncio.run(run())
