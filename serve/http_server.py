@@ -113,6 +113,8 @@ def server_config(
         "ws": "none",
         "lifespan": "on",
         "log_level": "error",
+        # Logging is the process's own: uvicorn's set-up would close every handler that it has.
+        "log_config": None,
         "access_log": False,
         # Whom to believe about addresses is decided where they matter.
         "proxy_headers": False,
