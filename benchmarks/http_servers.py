@@ -18,6 +18,8 @@ from fastapi import FastAPI, Request
 from orchestrator.serve.predictor import Predictor, load_predictor
 
 MAX_BATCH, WAIT_SECONDS = 32, 0.002
+COMPUTING = 2
+"""Processes that compute; one more speaks HTTP, or computes too where that is one."""
 
 
 def fastapi_app(folders: list[str]) -> FastAPI:
@@ -45,7 +47,7 @@ def pixels_of(body: bytes, predictor: Predictor) -> torch.Tensor:
 
 
 def run_fastapi(port: int, folders: list[str], workers: int) -> None:
-    """Uvicorn with as many processes as our server has for HTTP and computing."""
+    """Uvicorn with as many processes as the others have for HTTP and computing together."""
     import uvicorn
 
     uvicorn.run(
@@ -64,7 +66,7 @@ def run_serve(port: int, folders: list[str]) -> None:
 
     app = FastAPI()
 
-    @serve.deployment(max_ongoing_requests=1024)
+    @serve.deployment(max_ongoing_requests=1024, num_replicas=COMPUTING)
     @serve.ingress(app)
     class Stock:
         def __init__(self, folders: list[str]) -> None:
@@ -100,7 +102,7 @@ def main() -> None:
     kind, port, *folders = sys.argv[1:]
     torch.set_num_threads(1)
     if kind == "fastapi":
-        run_fastapi(int(port), folders, 2)
+        run_fastapi(int(port), folders, COMPUTING + 1)
     elif kind == "litserve":
         from benchmarks.litserve_server import run_litserve
 

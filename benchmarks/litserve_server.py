@@ -8,7 +8,7 @@ from pathlib import Path
 import litserve  # type: ignore[import-not-found]
 import torch
 
-from benchmarks.http_servers import MAX_BATCH, WAIT_SECONDS, pixels_of
+from benchmarks.http_servers import COMPUTING, MAX_BATCH, WAIT_SECONDS, pixels_of
 from orchestrator.serve.predictor import load_predictor
 
 
@@ -49,5 +49,5 @@ def run_litserve(port: int, folders: list[str]) -> None:
     """Serves until it is ended."""
     api = Api(max_batch_size=MAX_BATCH, batch_timeout=WAIT_SECONDS, api_path="/infer")
     api.folder = folders[0]
-    server = litserve.LitServer(api, accelerator="cpu")
-    server.run(port=port, log_level="error", generate_client_file=False)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=COMPUTING)
+    server.run(port=port, num_api_servers=1, log_level="error", generate_client_file=False)

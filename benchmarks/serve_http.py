@@ -1,9 +1,10 @@
 """Requests a second and latency of our server against others, over real HTTP.
 
-Every side is a set of processes of its own that runs alone while it is measured; sides take turns,
-and each is started once. The client is `wrk` (Debian's package), the same for all: 32 connections,
-then one. Each request of a model carries one image of uint8 pixels: ours as the Open Inference
-Protocol's binary extension, theirs as the bare body (LitServe's as base64 in JSON). Run with
+Every side has three processes that work: one for HTTP and two that compute; plain FastAPI three
+that do both. Sides take turns, and each is started once: while one is asked the others idle. The
+client is `wrk` (Debian's package), the same for all: 32 connections, then one. Each request of a
+model carries one image of uint8 pixels: ours as the Open Inference Protocol's binary extension,
+theirs as the bare body (LitServe's as base64 in JSON). Run with
 ``python -m benchmarks.serve_http``; prints JSON.
 """
 
@@ -31,6 +32,7 @@ import numpy as np
 import psutil
 
 from benchmarks.common import machine, spread
+from benchmarks.http_servers import COMPUTING
 from tests.serve.serving import make_ensemble, make_run
 
 SHAPE = (1, 28, 28)
@@ -184,7 +186,7 @@ def servers(runs: Path, model: list[Path], target: Path) -> dict[str, Side]:
 
     def own(port: int) -> list[str]:
         serve = [*python, "orchestrator", "serve", str(target), "--port", str(port)]
-        return [*serve, "--runs-dir", str(runs)]
+        return [*serve, f"serve.replicas={COMPUTING}", "--runs-dir", str(runs)]
 
     infer = f"/v2/models/{target.name}/infer"
     found = {

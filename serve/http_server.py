@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import json
 import socket
-import time
 from typing import Any, ClassVar
 
 import uvicorn
@@ -24,7 +25,8 @@ _KEEP_ALIVE_SECONDS = 75
 _LAST_SECONDS = 5
 """How long a server that ends waits for answers under way."""
 _BACKLOG = 2048
-_BIND_SECONDS = 30.0
+_BIND_SECONDS = 0.05
+"""Between two attempts to take a port that another process has."""
 _REASONS = {
     400: "Bad Request",
     408: "Request Timeout",
@@ -129,7 +131,7 @@ def server_config(
 
 
 class HttpServer:
-    """Serves an application on a socket of its own. One event loop's.
+    """Serves an application on a socket of its own, as soon as the port is free. One event loop's.
 
     Args:
         app: answers.
@@ -162,22 +164,23 @@ class HttpServer:
         """Answers what is under way, for some seconds, and closes every connection."""
         self._server.should_exit = True
         if self._task is not None:
-            await self._task
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
 
     async def _run(self) -> None:
         with await self._listening() as listening:
             await self._server.serve(sockets=[listening])
 
     async def _listening(self) -> socket.socket:
-        """The bound socket; a predecessor that was killed may hold the port for a moment."""
+        """The bound socket: one that stands by has it the moment that the other one ends."""
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        end = time.monotonic() + _BIND_SECONDS
-        while True:
+        while not self._server.should_exit:
             try:
                 return socket.create_server(
                     (self._host, self._port), family=family, backlog=_BACKLOG
                 )
-            except OSError:
-                if time.monotonic() > end:
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
                     raise
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(_BIND_SECONDS)
+        raise asyncio.CancelledError

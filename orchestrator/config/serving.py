@@ -178,6 +178,8 @@ class ServeConfig(Config):
     limits: ServeLimits = ServeLimits()
     log: RequestLog | None = None
     tls: TlsConfig | None = None
+    standby: bool = True
+    """Whether a second gateway waits to take the port of one that ends; it costs its memory."""
     models: Seq[ServedVersion] = ()
     """Versions beside the targets of the command line."""
     traffic: dict[Name, Annotated[Part, OneOf("traffic")]] = Field(default_factory=dict)

@@ -49,7 +49,8 @@ def build_application(
     if address is None:
         behind = _deployment(serve.ingress()(GatewayReplica), GATEWAY, 4096)
         return behind.bind(settings, config, asked)
-    return _deployment(DoorReplica, GATEWAY, 4096).bind(settings, config, asked, address)
+    gateway = _deployment(DoorReplica, GATEWAY, 4096).options(num_replicas=1 + config.standby)
+    return gateway.bind(settings, config, asked, address)
 
 
 def _deployment(kind: type, name: str, ongoing: int) -> serve.Deployment:

@@ -24,8 +24,8 @@ from orchestrator.serve.tls import Certificate
 from tests.serve.live import free_ports
 
 MARK = "ORCH_TEST_SERVER"
-QUICK = ("serve.executor=torch", "serve.max_batch=8")
-"""Nothing is measured at the start."""
+QUICK = ("serve.executor=torch", "serve.max_batch=8", "serve.standby=false")
+"""Nothing is measured at the start, and nothing is started that a test does not ask for."""
 RETRIES = 3
 
 

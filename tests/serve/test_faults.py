@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import torch
 
@@ -66,10 +67,11 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(runs) -> Iterator[RayServer]:
-    """Two replicas behind HTTPS."""
+    """Two replicas, and two gateways of which one waits, over HTTPS."""
     pair = Certificate(runs / "cert.pem", runs / "key.pem")
     make_certificate(pair)
-    with ray_server(runs, "hats", "serve.replicas=2", *QUICK, certificate=pair) as started:
+    two = ("serve.replicas=2", "serve.standby=true")
+    with ray_server(runs, "hats", *QUICK, *two, certificate=pair) as started:
         yield started
 
 
@@ -99,9 +101,18 @@ def test_only_the_clients_port_speaks_http_to_others(server):
 
 
 def kill(server: RayServer, *words: str) -> None:
-    (victim, *_) = server.family(*words)
+    # Of two gateways, the one that answers.
+    family = server.family(*words)
+    (victim, *_) = [one for one in family if len(family) == 1 or listens(server, one)] or family
     victim.kill()
     victim.wait(10)
+
+
+def listens(server: RayServer, process: psutil.Process) -> bool:
+    return any(
+        one.status == psutil.CONN_LISTEN and one.laddr.port == server.client.base_url.port
+        for one in process.net_connections("inet")
+    )
 
 
 def survive(server: RayServer, *words: str) -> None:

@@ -158,16 +158,49 @@ def test_its_end_answers_what_is_under_way():
         httpx.get(f"http://127.0.0.1:{port}/")
 
 
-def test_a_port_that_stays_taken_is_told_of(monkeypatch):
-    monkeypatch.setattr(http_server, "_BIND_SECONDS", 0.1)
+def test_one_that_stands_by_takes_the_port_once_it_is_free():
+    with serving() as (port, _):
+        second = HttpServer(application(), "127.0.0.1", port)
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever)
+        thread.start()
+        loop.call_soon_threadsafe(second.begin)
+        threading.Event().wait(0.2)
+        second.check()
+        assert httpx.get(f"http://127.0.0.1:{port}/").json() == "hello"
+    for _ in range(100):
+        with contextlib.suppress(httpx.ConnectError):
+            assert httpx.get(f"http://127.0.0.1:{port}/").json() == "hello"
+            break
+        threading.Event().wait(0.05)
+    else:
+        pytest.fail("nobody took the port")
+    asyncio.run_coroutine_threadsafe(second.end(), loop).result(20)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+
+
+def test_one_that_waits_can_be_ended():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         server = HttpServer(application(), "127.0.0.1", taken.getsockname()[1])
 
         async def run() -> None:
             server.begin()
-            server.check()
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.1)
+            await server.end()
             server.check()
 
-        with pytest.raises(RuntimeError, match=r"has ended.*in use"):
-            asyncio.run(run())
+        asyncio.run(run())
+
+
+def test_an_address_that_is_not_here_is_told_of():
+    server = HttpServer(application(), "192.0.2.1", 0)
+
+    async def run() -> None:
+        server.begin()
+        server.check()
+        await asyncio.sleep(0.1)
+        server.check()
+
+    with pytest.raises(RuntimeError, match=r"has ended.*assign"):
+        asyncio.run(run())
