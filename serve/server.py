@@ -33,10 +33,15 @@ from orchestrator.serve.tls import Certificate
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 READY_SECONDS = 60
-_ONE_MACHINE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Makes Ray take 127.0.0.1 for this machine's address, as it does on systems where it knows no
-clusters: its agents, which take jobs, and its metrics listen there only. Its gRPC ports ask for a
-token."""
+_ENVIRONMENT = {
+    # Makes Ray take 127.0.0.1 for this machine's address, as it does on systems where it knows no
+    # clusters: its agents, which take jobs, and its metrics listen there only. Its gRPC ports ask
+    # for a token.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Ray's workers give way to everything else, so that a machine at work stays usable; requests
+    # must not wait for that.
+    "RAY_worker_niceness": "0",
+}
 _LOOK_SECONDS = 2.0
 """How often the operator is asked what has happened."""
 
@@ -189,7 +194,7 @@ def run(
     stop = _Stop()
     stop.install()
     with _scratch() as folder, _children_ended():
-        os.environ.update(_ONE_MACHINE)
+        os.environ.update(_ENVIRONMENT)
         # Ray and Ray Serve read their environment once, at import.
         from orchestrator.serve import app
 
