@@ -3,13 +3,15 @@
 With m micro-batches and p even stages that cost nothing to join, p processes would take
 (m + p − 1) / (m p) of one process's time: while the first and the last micro-batch pass through,
 stages wait. The efficiency T(one) / (p T(p)) is compared with that ideal, m / (m + p − 1). The cut
-is measured first, as a run does. Both sides take turns in one run. Run with
+is measured first, as a run does; stages are cut whole, so the parts are not even, and the ideal can
+be reached only as far as their balance allows. Both sides take turns in one run. Run with
 ``python -m benchmarks.pipeline_step [--networks …]``; prints JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import tempfile
@@ -49,11 +51,16 @@ def micro_batches() -> GlobalBatch:
     return GlobalBatch(0, 0, BATCH, tuple(parts), tuple(range(MICRO_BATCHES)))
 
 
-def measured_cut(name: str, precision: str) -> tuple[int, ...]:
+def measured_cut(name: str, precision: str) -> tuple[tuple[int, ...], float]:
+    """The cut, and its balance: the mean of its parts' times by the longest one's."""
     model = set_memory_format(network(name).train(), torch.channels_last)
     batch = place_inputs(micro_batches().micro_batches[0], torch.device("cpu"), True)
     with autocast(torch.device("cpu"), precision):
-        return balanced(stage_seconds(model, batch.inputs), STAGES)
+        seconds = stage_seconds(model, batch.inputs)
+    cut = balanced(seconds, STAGES)
+    places = iter(seconds)
+    longest = max(sum(itertools.islice(places, count)) for count in cut)
+    return cut, sum(seconds) / STAGES / longest
 
 
 def engine_of(config: Part, name: str, precision: str, worker: Worker) -> Engine:
@@ -84,7 +91,8 @@ def timed(engine: Engine, steps: int) -> Callable[[], float]:
 
 def measure(worker: Worker, name: str, precision: str, rounds: int) -> dict[str, Any]:
     """Both sides in turn; while rank 0 trains alone the others wait."""
-    cut = worker.broadcast(measured_cut(name, precision) if worker.is_main else None)
+    found_cut = measured_cut(name, precision) if worker.is_main else None
+    cut, balance = worker.broadcast(found_cut)
     config = PipelineEngineConfig(stages=STAGES, cut=cut)
     together = engine_of(config, name, precision, worker)
     run_together = timed(together, STEPS[name])
@@ -109,6 +117,7 @@ def measure(worker: Worker, name: str, precision: str, rounds: int) -> dict[str,
     ideal = MICRO_BATCHES / (MICRO_BATCHES + STAGES - 1)
     efficiency = faster / STAGES
     found["cut"] = list(cut)
+    found["balance"] = round(balance, 3)
     found["efficiency"] = round(efficiency, 3)
     found["ideal"] = round(ideal, 3)
     found["share of the ideal"] = round(efficiency / ideal, 3)

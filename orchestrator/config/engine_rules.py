@@ -29,10 +29,3 @@ def pipeline_rules(config: ExperimentConfig) -> Iterator[Finding]:
             "false, or use engine.type: deepspeed",
             (("engine", "type"),),
         )
-    if config.train.precision == "fp16" and engine.zero_stage:
-        yield Finding(
-            ("engine", "zero_stage"),
-            "must be 0 in a pipeline in fp16, since each worker's ZeRO scales the loss by itself, "
-            f"but got {engine.zero_stage}; set train.precision to bf16",
-            (("train", "precision"),),
-        )

@@ -24,6 +24,7 @@ from orchestrator.engine.deepspeed_setup import (
     import_deepspeed,
     silenced,
 )
+from orchestrator.engine.loss_scale import scale_in_zero, start_momentum
 from orchestrator.engine.shared import (
     autocast,
     average_batch_statistics,
@@ -93,6 +94,9 @@ class DeepSpeedEngine:
             self._engine = self._initialize(settings)
         if self._channels_last and self._stage == 0:
             set_memory_format(self.model, torch.channels_last)
+        scale_in_zero(self._engine.optimizer)
+        if train.precision == "fp16" and self._stage == 0:
+            start_momentum(self._optimizer)
 
     @property
     def replicated(self) -> bool:

@@ -17,6 +17,7 @@ from orchestrator.config.training import TrainConfig
 from orchestrator.data.types import Batch, GlobalBatch
 from orchestrator.engine.deepspeed_layout import bare_state, store_channels_last
 from orchestrator.engine.deepspeed_setup import silenced
+from orchestrator.engine.loss_scale import start_momentum
 from orchestrator.engine.pipeline_cut import check_stages, check_task, choose_cut, stage_input
 from orchestrator.engine.pipeline_setup import Pipeline
 from orchestrator.engine.pipeline_share import (
@@ -39,7 +40,7 @@ from orchestrator.engine.shared import (
     set_memory_format,
     set_training,
 )
-from orchestrator.errors import CheckpointError, ConfigError
+from orchestrator.errors import CheckpointError
 from orchestrator.files import read_json, write_json
 from orchestrator.host import Worker
 from orchestrator.models.stages import State
@@ -68,8 +69,7 @@ class PipelineEngine:
         worker: this rank of the whole group.
 
     Raises:
-        ConfigError: if the model has too few stages, the ranks are no multiple of the stages, or
-            fp16 is asked for with ZeRO.
+        ConfigError: if the model has too few stages, or the ranks are no multiple of the stages.
         ResourceError: if this process has used DeepSpeed on another kind of device before.
     """
 
@@ -87,7 +87,6 @@ class PipelineEngine:
         worker: Worker,
     ) -> None:
         stages = check_stages(config, model)
-        _check_precision(config, train)
         self._train, self._seed, self._worker = train, seed, worker
         self._channels_last = train.memory_format == "channels_last"
         self._view = PipelineWorker(worker, config.stages)
@@ -113,6 +112,8 @@ class PipelineEngine:
         self._from_last = self._pipeline.last_rank, self._pipeline.group, worker.device
         if self._channels_last and not sharded:
             set_memory_format(self._section, torch.channels_last)
+        if train.precision == "fp16" and not sharded:
+            start_momentum(self._optimizer)
         self._entering: Iterator[tuple[int | None, Batch]] = iter(())
         self._leaving: Iterator[tuple[Batch, float | Tensor]] = iter(())
         self._answers: list[Outputs] | None = None
@@ -154,6 +155,7 @@ class PipelineEngine:
         set_training(self.model, False)
         parts = chunks(batch if len(batch) else blank(batch, 1), CHUNKS * len(self._cut))
         self._entering, self._answers = iter([(None, part) for part in parts]), []
+        self._pipeline.mail.begin(len(parts))
         self._engine.eval_batch(
             self._ticks(), reduce_output=None, bcast_loss=False, num_micro_batches=len(parts)
         )
@@ -219,6 +221,7 @@ class PipelineEngine:
     def _run(self, micro_batches: int) -> Tensor:
         """DeepSpeed's whole step. Returns this pipeline's part of the loss, on all its ranks."""
         self._engine.micro_batches = micro_batches
+        self._pipeline.mail.begin(micro_batches)
         self._engine.train_batch(self._ticks())
         self._engine.timers("train_batch").reset()  # which else keeps every step's
         loss: Tensor = self._engine.dp_group_loss
@@ -296,14 +299,6 @@ class PipelineEngine:
 
     def _shape(self) -> dict[str, Any]:
         return {"cut": list(self._cut), "copies": self._view.world_size}
-
-
-def _check_precision(config: PipelineEngineConfig, train: TrainConfig) -> None:
-    if train.precision == "fp16" and config.zero_stage:
-        raise ConfigError(
-            "a pipeline in fp16 needs engine.zero_stage=0, since each rank's ZeRO scales the loss "
-            f"by itself, but it is {config.zero_stage}; set it to 0, or train.precision to bf16"
-        )
 
 
 def _words(shape: dict[str, Any]) -> str:

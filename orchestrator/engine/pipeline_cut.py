@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +19,8 @@ from orchestrator.models.stages import Stage
 from orchestrator.optim.names import stages_of
 from orchestrator.tasks.base import Task
 
-WARMUP, TIMED = 1, 3
+WARMUP, TIMED = 2, 5
+"""Passes over the model before and while its stages are timed."""
 
 
 def check_pipeline(engine: Part, model: nn.Module, task: Task) -> None:
@@ -137,13 +137,18 @@ def stage_seconds(model: nn.Module, inputs: dict[str, Tensor]) -> list[float]:
         model: in training mode and memory format, under the autocast, that it will train in.
         inputs: of one micro-batch, on the model's device.
     """
-    state: Any = stage_input(model, inputs)
-    seconds = []
-    for stage in stages_of(model):
-        runs = [_timed(stage, state) for _ in range(WARMUP + TIMED)]
-        seconds.append(statistics.median(one[0] for one in runs[WARMUP:]))
-        state = runs[-1][1]
-    return seconds
+    rounds: list[list[float]] = []
+    # Whole passes, as in training, in which a stage finds the caches full of the others' data; the
+    # first ones are slow where kernels and memory are got ready, most of all in the first stages.
+    for _ in range(WARMUP + TIMED):
+        state: Any = stage_input(model, inputs)
+        seconds = []
+        for stage in stages_of(model):
+            taken, state = _timed(stage, state)
+            seconds.append(taken)
+        rounds.append(seconds)
+    # What else the machine does only ever adds time.
+    return [min(column) for column in zip(*rounds[WARMUP:], strict=True)]
 
 
 def _timed(stage: Stage, state: Any) -> tuple[float, Any]:

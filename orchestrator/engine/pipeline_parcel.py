@@ -1,9 +1,9 @@
-"""What travels from one rank of a pipeline to the next, in the shape that DeepSpeed sends well.
+"""What travels from one rank of a pipeline to the next, in the shape that DeepSpeed handles well.
 
-DeepSpeed's pipeline sends tuples, but each of their floats must have a gradient and lie in memory
-in the plain order, and the backward pass runs once for each of them, through what they share again
-and again. So a parcel is always (payload, notes): all floats in one flat tensor, and as bytes the
-rest: shapes, whole numbers and masks, and the random generators' states, so that the next rank
+DeepSpeed's pipeline passes tuples on, but each of their floats must have a gradient and lie in
+memory in the plain order, and the backward pass runs once for each of them, through what they share
+again and again. So a parcel is always (payload, notes): all floats in one flat tensor, and as bytes
+the rest: shapes, whole numbers and masks, and the random generators' states, so that the next rank
 draws on where this one stopped.
 """
 

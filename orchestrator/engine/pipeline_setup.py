@@ -19,7 +19,9 @@ from orchestrator.engine.deepspeed_setup import (
     import_deepspeed,
     silenced,
 )
+from orchestrator.engine.loss_scale import AgreedGradScaler, scale_in_zero
 from orchestrator.engine.pipeline_layout import Layout, tied_groups
+from orchestrator.engine.pipeline_mail import Mail, carry
 from orchestrator.engine.pipeline_section import Section, Source
 from orchestrator.engine.pipeline_worker import PipelineWorker
 from orchestrator.tasks.base import Outputs
@@ -44,6 +46,7 @@ class Pipeline:
         engine: DeepSpeed's.
         section: this rank's stages.
         owned: names in the model's state of what no earlier rank holds.
+        mail: what it sends to the ranks beside it and gets from them.
     """
 
     def __init__(
@@ -83,6 +86,11 @@ class Pipeline:
         self.last_rank: int = self._grid.stage_to_global(config.stages - 1)
         self.is_last: bool = self.engine.is_last_stage()
         self._mend(alone=view.world_size == 1 and not config.zero_stage)
+        rank_of = self._grid.stage_to_global
+        before = rank_of(view.stage - 1) if view.stage else None
+        after = None if self.is_last else rank_of(view.stage + 1)
+        self.mail = Mail(before, after, view.device)
+        carry(self.engine, self.mail)
 
     def close(self) -> None:
         """Frees the engine and the process groups made for it."""
@@ -130,10 +138,6 @@ class Pipeline:
     def _mend(self, alone: bool) -> None:
         """Changes what DeepSpeed does not do for such a pipeline."""
         engine = self.engine
-        # It receives into the buffer of an earlier message that was long enough, of any dtype.
-        engine._allocate_or_extend_buffers = lambda _, shape, dtype: torch.empty(
-            shape, dtype=dtype, device=engine.device
-        )
         # It copies every gradient twice to average it over one rank.
         engine.pipeline_enable_backward_allreduce = not alone
         if engine.torch_autocast_z0_gradscaler is not None:
@@ -142,31 +146,7 @@ class Pipeline:
             scaler = AgreedGradScaler(device.type, self.group)
             scaler.scale(torch.zeros((), device=device))  # starts it, where no loss ever is
             engine.torch_autocast_z0_gradscaler = scaler
-
-
-class AgreedGradScaler(torch.amp.GradScaler):
-    """Scales the loss of fp16, and skips a step everywhere that overflows anywhere in a group.
-
-    torch's own for sharded models adds the ranks' flags up, which fused optimizers take for no
-    overflow as soon as two ranks have one.
-    """
-
-    def __init__(self, device: str, group: dist.ProcessGroup) -> None:
-        super().__init__(device)
-        self._group = group
-
-    def _unscale_grads_(
-        self,
-        optimizer: torch.optim.Optimizer,
-        inv_scale: Tensor,
-        found_inf: Tensor,
-        allow_fp16: bool,
-    ) -> dict[torch.device, Tensor]:
-        found = super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16)
-        found = found or {found_inf.device: found_inf}
-        for flag in found.values():
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
-        return found
+        scale_in_zero(engine.optimizer)
 
 
 def _keep(optimizer: torch.optim.Optimizer, layout: Layout) -> list[dict[str, Any]]:

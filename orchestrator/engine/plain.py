@@ -15,6 +15,7 @@ from orchestrator.config.engines import PlainEngineConfig
 from orchestrator.config.optimizers import OptimizerPart
 from orchestrator.config.training import TrainConfig
 from orchestrator.data.types import Batch, GlobalBatch
+from orchestrator.engine.loss_scale import start_momentum
 from orchestrator.engine.shared import (
     autocast,
     average_batch_statistics,
@@ -66,6 +67,8 @@ class PlainEngine:
         self._penalised = penalised(self.model)
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
         self._scaler = torch.amp.GradScaler(worker.device.type, enabled=train.precision == "fp16")
+        if train.precision == "fp16":
+            start_momentum(self._optimizer)
         self._parallel: nn.Module = self.model
         self._compiled = train.compile is True
         if self._compiled:

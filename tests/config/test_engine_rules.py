@@ -51,15 +51,6 @@ def problems(file, *overrides):
         ),
         (IMAGES, ["engine={type: pipeline, stages: 1}"], "engine.stages: must be at least 2"),
         (
-            IMAGES,
-            [
-                "engine={type: pipeline, zero_stage: 1}",
-                "scale.workers=2",
-                "train={for: 1 epochs, precision: fp16}",
-            ],
-            "engine.zero_stage: must be 0 in a pipeline in fp16",
-        ),
-        (
             PAIRS,
             ["engine={type: pipeline}", "scale.workers=2"],
             "task.bleu: asks the model token by token",

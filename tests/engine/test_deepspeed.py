@@ -24,6 +24,7 @@ from orchestrator.host import SingleWorker
 from orchestrator.tasks.classify import Classify
 
 TASK = Classify(ClassifyTask())
+CHANNELS_LAST = torch.channels_last
 
 
 def network() -> nn.Module:
@@ -101,6 +102,30 @@ def test_adagrad_is_refused_where_deepspeed_would_rebuild_it(stage):
     losses = [made.train_step(TASK, batch(), 0.01).loss.item() for _ in range(8)]
     made.close()
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_images_of_one_channel_are_computed_in_the_memory_format(stage):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 4))
+    made = DeepSpeedEngine(
+        DeepSpeedEngineConfig(zero_stage=stage),
+        model=model,
+        optimizer=Sgd(lr=0.1),
+        train=TrainConfig(precision="fp32", memory_format="channels_last"),
+        seed=0,
+        worker=SingleWorker(),
+    )
+    formats = []
+    for layer in model[:2]:
+        layer.register_forward_hook(
+            lambda _, __, maps: formats.append(maps.is_contiguous(memory_format=CHANNELS_LAST))
+        )
+    whole = batch().micro_batches[0]
+    one = Batch(whole.ids, {"input": whole.inputs["image"][:, :1]}, whole.targets)
+    made.train_step(TASK, GlobalBatch(0, 0, len(one), (one,), (0,)), 0.1)
+    made.close()
+    assert formats == [True, True]
 
 
 def test_stage_3_really_shards():
