@@ -24,7 +24,7 @@ from orchestrator.config.plugins import load_plugins
 from orchestrator.config.user_code import named_modules
 from orchestrator.data.types import DataInfo
 from orchestrator.ensemble.build import build_ensemble
-from orchestrator.errors import ConfigError, OutOfMemoryError, RunFolderError, UserError
+from orchestrator.errors import ConfigError, RunFolderError, UserError
 from orchestrator.finish import RunResult
 from orchestrator.host import SingleWorker
 from orchestrator.local_host import InProcessHost
@@ -35,7 +35,7 @@ from orchestrator.pipeline import place as place_on
 from orchestrator.plan.memory_plan import MemoryPlanner
 from orchestrator.plan.report import MemoryReport, report
 from orchestrator.predict import measure_run, predict_run
-from orchestrator.recipe import begin_again, check_folder, run
+from orchestrator.recipe import check_folder, run
 from orchestrator.run_folder.ensemble_file import EnsembleFile, read_ensemble
 from orchestrator.run_folder.model_file import ModelSpec, read_spec
 from orchestrator.run_folder.model_file import load_model as load_model_file
@@ -95,16 +95,11 @@ def train(
     check_folder(config, root, resume)
     with _ray(config, address, root) as host:
         placed = place_on(config, host, sweep=False)
-        while True:
-            # Checked above; a worker that dies is started again and must find its own checkpoints.
-            arguments = {"config": placed, "root": root, "resume": None}
-            pending = host.submit(train_to_end, arguments, resources_of(placed))
-            try:
-                result: RunResult = pending.result()
-                return result
-            except OutOfMemoryError as error:
-                # One rank ran out of memory, and the group ended with it.
-                placed = begin_again(placed, root, error)
+        # Checked above; a worker that dies is started again and must find its own checkpoints.
+        arguments = {"config": placed, "root": root, "resume": None}
+        pending = host.submit(train_to_end, arguments, resources_of(placed))
+        result: RunResult = pending.result()
+        return result
 
 
 def sweep(

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from orchestrator.errors import OrchError
+
 T = TypeVar("T")
 
 
@@ -130,6 +132,40 @@ class Resources:
     workers: int = 1
     cpus: int = 1
     gpus: float = 0
+
+
+Again = Callable[[OrchError, Mapping[str, Any]], Mapping[str, Any]]
+"""(what a group's call failed with, its arguments) to those to start it with once more, or raises
+the error."""
+Call = TypeVar("Call", bound=Callable[..., Any])
+
+
+def restarted_by(again: Again) -> Callable[[Call], Call]:
+    """Marks a call that a failed group may be started with once more, its arguments changed.
+
+    A process that fails alone starts over by itself. A group can't: its other ranks wait for the
+    failed one in a collective, so all of them end, and whoever started them starts them anew.
+    """
+
+    def mark(call: Call) -> Call:
+        call.again = again  # type: ignore[attr-defined]
+        return call
+
+    return mark
+
+
+def arguments_after(
+    call: Callable[..., Any], error: OrchError, arguments: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """The arguments to start a group's call with once more.
+
+    Raises:
+        OrchError: what it failed with, where it would only fail again.
+    """
+    again: Again | None = getattr(call, "again", None)
+    if again is None:
+        raise error
+    return again(error, arguments)
 
 
 class Pending(Protocol):

@@ -17,20 +17,33 @@ from orchestrator.config.load import load_config
 from orchestrator.config.plugins import load_plugins
 from orchestrator.data.types import Loader
 from orchestrator.engine.pipeline_cut import check_pipeline
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, OrchError, OutOfMemoryError
 from orchestrator.finish import RunResult, export
-from orchestrator.host import SingleWorker, Worker
+from orchestrator.host import SingleWorker, Worker, restarted_by
 from orchestrator.networks import build_network, freeze, freeze_until
 from orchestrator.optim.groups import parameter_groups
 from orchestrator.parts import build_loader, prepare, steps_of, use_threads
 from orchestrator.plan import engine as auto_engine
-from orchestrator.recipe import run
+from orchestrator.recipe import begin_again, run
 from orchestrator.run_folder.checkpoint import Checkpoints
 from orchestrator.run_folder.paths import RunPaths
 from orchestrator.run_folder.status import Status
 from orchestrator.tasks.base import Task
 
 
+def smaller_micro_batches(error: OrchError, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a group whose first steps ran out of memory, to start it with once more.
+
+    Raises:
+        OrchError: for any other error, and where smaller micro-batches would not help.
+    """
+    if not isinstance(error, OutOfMemoryError):
+        raise error
+    config = begin_again(arguments["config"], arguments["root"], error)
+    return {**arguments, "config": config}
+
+
+@restarted_by(smaller_micro_batches)
 def trial(
     *, worker: Worker, config: ExperimentConfig, root: Path, resume: bool, group: str
 ) -> Iterator[Mapping[str, Any]]:
@@ -47,6 +60,7 @@ def trial(
                 }
 
 
+@restarted_by(smaller_micro_batches)
 def train_to_end(
     *,
     worker: Worker,

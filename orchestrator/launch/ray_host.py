@@ -16,8 +16,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from orchestrator.errors import TrialError
-from orchestrator.host import Resources, TrialStream
+from orchestrator.errors import OrchError, TrialError
+from orchestrator.host import Resources, TrialStream, arguments_after
 from orchestrator.launch.cluster import Session, check_resources, start_or_attach
 from orchestrator.launch.ray_train import run_group
 from orchestrator.launch.remote import (
@@ -169,7 +169,7 @@ class _Stage:
         arguments, lost = self._arguments, ""
         try:
             for _ in range(self._host._retries + 1):
-                outcome = self._once(Packed.of(self._call, arguments))
+                outcome = self._mended(arguments)
                 if not isinstance(outcome, Lost):
                     return outcome
                 lost = outcome.text
@@ -180,6 +180,16 @@ class _Stage:
             with suppress(Exception):
                 forget(self._token)
         raise TrialError("cancelled" if self._cancelled else lost)
+
+    def _mended(self, arguments: Mapping[str, Any]) -> Any:
+        """One start, and a group's next ones, if it fails of what `restarted_by` mends."""
+        while True:
+            try:
+                return self._once(Packed.of(self._call, arguments))
+            except OrchError as error:
+                if self._resources.workers == 1 or self._cancelled:
+                    raise
+                arguments = arguments_after(self._call, error, arguments)
 
     def _once(self, packed: Packed) -> Any:
         """One start: what the work returned, or how its worker died."""

@@ -197,10 +197,23 @@ def _send(reports: Generator[Mapping[str, Any], None, Any], worker: GroupWorker,
 def group_reports(packed: Packed, resources: Resources) -> Generator[Mapping[str, Any], None, None]:
     """The reports of a trial that a whole group computes. Closing it closes every rank's generator.
 
+    A group that fails of what `restarted_by` mends, such as memory that ran out in its first steps,
+    is started once more.
+
     Raises:
-        WorkFailedError: if a rank raised.
+        WorkFailedError, OrchError: if a rank raised.
         WorkerLostError: if a worker died.
     """
+    while True:
+        try:
+            yield from _one_group(packed, resources)
+        except WorkFailedError as error:
+            packed = packed.after(error)
+        else:
+            return
+
+
+def _one_group(packed: Packed, resources: Resources) -> Generator[Mapping[str, Any], None, None]:
     relay = ray.remote(num_cpus=0)(Relay).remote()
 
     def run() -> None:

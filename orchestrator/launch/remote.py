@@ -21,7 +21,7 @@ import torch
 from ray.experimental import internal_kv
 
 from orchestrator.errors import OrchError, TrialError
-from orchestrator.host import Resources, SingleWorker, Worker
+from orchestrator.host import Resources, SingleWorker, Worker, arguments_after
 
 POLL_SECONDS = 0.5
 """How often a busy worker looks whether it was asked to end."""
@@ -42,6 +42,24 @@ class Packed:
         """Opens and makes the call."""
         call, arguments = ray.cloudpickle.loads(self.data)
         return call(worker=worker, **arguments)
+
+    def after(self, failed: WorkFailedError) -> Packed:
+        """The call that a group is started with once more; see `host.restarted_by`.
+
+        Raises:
+            WorkFailedError: the one given, where the group would only fail again.
+            OrchError: what speaks against another start.
+        """
+        error = failed.failure.own()
+        if error is None:
+            raise failed
+        call, arguments = ray.cloudpickle.loads(self.data)
+        try:
+            return Packed.of(call, arguments_after(call, error, arguments))
+        except OrchError as last:
+            if last is error:
+                raise failed from None
+            raise
 
     def __repr__(self) -> str:
         # Ray Tune writes a trial's parameters into names and files.
@@ -76,12 +94,15 @@ class Failure:
 
     def exception(self, where: str, trace: Path) -> OrchError:
         """The exception to raise in the driver: orch's own as it was, others as a `TrialError`."""
+        return self.own() or TrialError(f"{where}{self.text} (traceback in {trace})")
+
+    def own(self) -> OrchError | None:
+        """The exception, where it is one of orch's own."""
+        found: Any = None
         if self.error is not None:
             with suppress(Exception):
                 found = ray.cloudpickle.loads(self.error)
-                if isinstance(found, OrchError):
-                    return found
-        return TrialError(f"{where}{self.text} (traceback in {trace})")
+        return found if isinstance(found, OrchError) else None
 
 
 class WorkFailedError(Exception):

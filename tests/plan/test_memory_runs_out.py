@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from pathlib import Path
 
 import pytest
 
+from orchestrator.config.digest import config_digest
+from orchestrator.config.load import config_from_mapping, derive, dump_yaml
+from orchestrator.config.yaml import parse_yaml
+from orchestrator.errors import ConfigError, OrchError, OutOfMemoryError
+from orchestrator.launch.remote import Failure, Packed, WorkFailedError
+from orchestrator.run_folder.opening import open_run
+from orchestrator.run_folder.paths import RunPaths
+from orchestrator.stages import trial
 from tests.lab.conftest import Lab
 
 HERE = Path(__file__).parent
@@ -109,6 +118,71 @@ def test_evaluation_that_does_not_fit_says_so(lab):
     )
     assert "lower evaluate.batch_size (64)" in failed.stderr
     assert events(lab) == []
+
+
+def failed_group(root: Path, micro_batch: int = 8) -> Packed:
+    """A trial of several workers whose folder is as a rank leaves it that failed."""
+    config = config_from_mapping(parse_yaml(FILE, "wide.yaml").values)
+    config = derive(config, {"train.micro_batch": micro_batch, "scale.workers": 2})
+    with open_run(
+        RunPaths(root), digest=config_digest(config), config_yaml=dump_yaml(config), resume=False
+    ) as opened:
+        opened.status.finish("failed", "memory ran out")
+    arguments = {"config": config, "root": root, "resume": False, "group": "wide"}
+    return Packed.of(trial, arguments)
+
+
+def as_told(error: Exception) -> WorkFailedError:
+    """What the process that started the group hears of a rank's exception."""
+    return WorkFailedError(Failure.of(error))
+
+
+def test_a_group_begins_again_with_half_the_micro_batch(tmp_path):
+    first = failed_group(tmp_path / "run")
+    again = first.after(as_told(OutOfMemoryError("no room", step=1)))
+    call, arguments = pickle.loads(again.data)
+    train = arguments["config"].train
+    assert call is trial
+    assert (train.batch_size, train.micro_batch) == (16, 4)
+    lines = map(json.loads, RunPaths(tmp_path / "run").events.read_text().splitlines())
+    (event,) = [line for line in lines if line["event"] == "out_of_memory"]
+    assert (event["before"], event["after"], event["why"]) == (8, 4, "no room")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OutOfMemoryError("in step 4", step=3), ConfigError("no such thing"), ValueError("a bug")],
+)
+def test_a_group_is_not_started_again_for_what_would_happen_again(tmp_path, error):
+    told = as_told(error)
+    with pytest.raises(WorkFailedError) as raised:
+        failed_group(tmp_path / "run").after(told)
+    assert raised.value is told
+
+
+def test_a_group_that_can_halve_no_more_says_so(tmp_path):
+    with pytest.raises(OrchError, match="even with one sample a forward pass"):
+        failed_group(tmp_path / "run", 1).after(as_told(OutOfMemoryError("no room", step=0)))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_one_rank_of_a_trial(lab, monkeypatch):
+    monkeypatch.setenv("WIDE_RANK", "1")
+    lab.run(
+        "sweep",
+        "wide.yaml",
+        "scale.workers=2",
+        "sweep={trials: 1, space: {optimizer.lr: {type: uniform, low: 0.01, high: 0.02}}}",
+        "ensemble=null",
+    )
+    (trial,) = (lab.runs / "wide" / "trials").iterdir()
+    name = trial.relative_to(lab.runs)
+    (event,) = events(lab, name)
+    assert (event["before"], event["after"]) == (8, 4)
+    train = config_of(lab, name).train
+    assert (train.batch_size, train.micro_batch) == (16, 4)
+    assert json.loads((trial / "status.json").read_text())["state"] == "done"
 
 
 @pytest.mark.ray
