@@ -31,8 +31,10 @@ def place_inputs(batch: Batch, device: torch.device, channels_last: bool) -> Bat
     batch = batch.to(device)
     if not channels_last:
         return batch
+    # Not `contiguous`, which leaves images of one channel as they are: their bytes are the same in
+    # both orders, and a convolution goes by the strides of its input to choose that of its output.
     inputs = {
-        name: tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+        name: tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
         for name, tensor in batch.inputs.items()
     }
     return Batch(batch.ids, inputs, batch.targets)
