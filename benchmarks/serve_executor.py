@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.common import alternate, machine
 from benchmarks.serve_ensemble import timed
-from benchmarks.served import ARCHITECTURES, make_run
+from benchmarks.served import ARCHITECTURES, images, make_run
 from orchestrator.config.serving import ServeConfig
 from orchestrator.run_folder.model_file import load_model
 from orchestrator.serve.executors.load import load_executor
@@ -62,16 +62,15 @@ def measure(root: Path, threads: int, rounds: int) -> dict[str, Any]:
     executor = load_executor(root, "model", "1", ServeConfig(cpus=threads))
     theirs = plain_onnxruntime(root, threads)
     results: dict[str, Any] = {"chosen": executor.kind, "max batch": executor.max_batch}
-    draws = np.random.default_rng(0)
     for size in BATCHES:
-        images = draws.integers(0, 256, (size, *executor.card.shape), dtype=np.uint8)
-        rows = executor.run(images, None).probabilities
+        batch = images(size)
+        rows = executor.run(batch, None).probabilities
         sides = {
-            "chosen": timed(lambda images=images: executor.run(images, None), 20),
-            "onnxruntime, fp32": timed(lambda images=images: theirs(images), 20),
+            "chosen": timed(lambda batch=batch: executor.run(batch, None), 20),
+            "onnxruntime, fp32": timed(lambda batch=batch: theirs(batch), 20),
         }
         found = alternate(sides, rounds)
-        found["largest difference of a probability"] = float(np.abs(rows - theirs(images)).max())
+        found["largest difference of a probability"] = float(np.abs(rows - theirs(batch)).max())
         results[f"batch {size}"] = found
     return results
 

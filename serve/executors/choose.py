@@ -27,8 +27,8 @@ from orchestrator.serve.executors.ways import Built, Way, Workshop
 FP32_TOLERANCE = 1e-5
 """What folding and another order of sums may change of a probability."""
 MARGIN = 1.05
-"""How many times faster than the best so far a way has to be: the simpler ones come first."""
-_FEWEST, _CHECK_SECONDS = 16, 2.0
+"""How many times faster than the best so far a way has to be."""
+_FEWEST, _CHECK_SECONDS = 16, 1.0
 _PATIENCE_SECONDS = 20
 """After which no further way is tried: someone waits for the server to start."""
 _UNTIL = 64

@@ -25,7 +25,7 @@ from orchestrator.serve.executors.graph import Graph
 
 Forward = Callable[[Tensor], Tensor]
 Precision = Literal["fp32", "bf16", "int8"]
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _LARGEST = 1_900_000_000
 """Bytes of weights; a protobuf holds 2 GiB at most."""
 _CALIBRATION_BATCH = 32
@@ -36,8 +36,7 @@ class TorchForward:
 
     Args:
         module: gives logits; it is changed in place.
-        channels_last: keep the weights of convolutions and the images in that format.
-        frozen: let TorchScript inline the weights and join operations.
+        frozen: pack a graph for oneDNN, and let TorchScript inline what is not packed.
         example: what the module is traced with, if it is frozen.
     """
 
@@ -47,15 +46,12 @@ class TorchForward:
         device: torch.device,
         precision: Precision = "fp32",
         *,
-        channels_last: bool = True,
         frozen: bool = False,
         example: Tensor | None = None,
     ) -> None:
-        self._device, self._dtype = device, _DTYPES[precision]
-        self._format = torch.channels_last if channels_last else torch.preserve_format
+        self._device, self._dtype = device, DTYPES[precision]
         placed: Any = module.to(device, self._dtype)
-        if channels_last:
-            placed = placed.to(memory_format=torch.channels_last)
+        placed = placed.to(memory_format=torch.channels_last)
         if frozen:
             assert example is not None
             placed = _frozen(placed, self._placed(example))
@@ -70,7 +66,7 @@ class TorchForward:
             return x.to(self._device)
         if x.ndim != 4:
             return x.to(self._device, self._dtype)
-        return x.to(self._device, self._dtype, memory_format=self._format)
+        return x.to(self._device, self._dtype, memory_format=torch.channels_last)
 
 
 def _frozen(module: nn.Module, example: Tensor) -> Callable[[Tensor], Tensor]:

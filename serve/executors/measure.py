@@ -19,8 +19,13 @@ _DUEL_SECONDS = 0.8
 """For both sides and all batches together; what is slower is measured fewer times."""
 _SLOW = 0.5
 """Seconds of one forward pass beyond which larger batches are not measured."""
+_HOPELESS = 0.7
+"""Times as fast at two sizes, below which a challenger would have to be 2.4 times as fast at the
+third one: that one is not measured."""
 LARGEST_BATCH = 128
 """What `auto` tries at most."""
+_FLAT = 1.02
+"""Times the samples a second of the best smaller size; two sizes below it end the search."""
 _NEAR = 0.95
 PER_BATCH = 0.001
 """Seconds of a replica's process that a call from the gateway takes, whatever it carries."""
@@ -41,7 +46,7 @@ def largest_difference(executor: Executor, samples: Inputs, reference: Probabili
 
 
 def duel(first: Executor, second: Executor, samples: Inputs) -> tuple[Timing, Timing]:
-    """Times two executors in turn.
+    """Times two executors in turn; the larger sizes only as long as the first one may still win.
 
     Returns:
         Median seconds by batch size, of both.
@@ -58,9 +63,14 @@ def duel(first: Executor, second: Executor, samples: Inputs) -> tuple[Timing, Ti
         ]
         for side, found in zip(seconds, zip(*pairs, strict=True), strict=True):
             side[size] = statistics.median(found)
-        if max(took) > _SLOW:
+        if max(took) > _SLOW or _hopeless(*seconds):
             break
     return seconds
+
+
+def _hopeless(ours: Timing, theirs: Timing) -> bool:
+    slow = [theirs[size] / ours[size] < _HOPELESS for size in ours]
+    return len(slow) > 1 and all(slow)
 
 
 Timing = dict[int, float]
@@ -81,10 +91,10 @@ def seconds_of(executor: Executor, inputs: Inputs) -> float:
 
 
 def throughput(executor: Executor, samples: Inputs) -> Timing:
-    """Seconds by batch size, in powers of two, up to what memory and patience allow."""
+    """Seconds by batch size, in powers of two, until memory, patience or gain are at their end."""
     found: Timing = {}
     size = 1
-    while size <= LARGEST_BATCH:
+    while size <= LARGEST_BATCH and not _flat(found):
         try:
             executor.run(take(samples, size), None)
             found[size] = statistics.median(
@@ -99,6 +109,12 @@ def throughput(executor: Executor, samples: Inputs) -> Timing:
             break
         size *= 2
     return found
+
+
+def _flat(seconds: Timing) -> bool:
+    """Whether the two largest sizes brought nothing."""
+    rates = [size / (took + PER_BATCH) for size, took in sorted(seconds.items())]
+    return len(rates) > 2 and max(rates[-2:]) < _FLAT * max(rates[:-2])
 
 
 def best_batch(seconds: Mapping[int, float], on_the_way: float = PER_BATCH) -> int:

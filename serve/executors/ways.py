@@ -30,25 +30,27 @@ from orchestrator.serve.executors.forwards import (
 )
 from orchestrator.serve.executors.front import Front
 from orchestrator.serve.executors.graph import Graph, export
-from orchestrator.serve.executors.stacked import StackedForward
+from orchestrator.serve.executors.stacked import Stack, stacked_forward
 from orchestrator.serve.images import to_unit
 
 Built = MembersExecutor | StackedExecutor | WholeExecutor
 Engine = Literal["torch", "folded", "stacked", "compiled", "onnx"]
 _ON_CPU: dict[Engine, tuple[Precision, ...]] = {
     "torch": ("fp32",),
+    "stacked": ("fp32", "bf16"),
     "compiled": ("fp32", "bf16"),
     "onnx": ("fp32", "int8"),
-    "stacked": ("fp32", "bf16"),
 }
 _ON_GPU: dict[Engine, tuple[Precision, ...]] = {
     "torch": ("fp32",),
     "folded": ("fp32", "bf16"),
     "stacked": ("fp32", "bf16"),
 }
-"""What `executor: auto` tries, the simpler first."""
+"""What `executor: auto` tries, what is ready soonest first."""
 _ASKED: dict[Engine, tuple[Precision, ...]] = _ON_CPU | {"torch": ("fp32", "bf16")}
 """What there is of an engine that is asked for by name."""
+TYPICAL_BATCH = 8
+"""Samples for which kernels are laid out."""
 _NAMES = {
     "torch": "torch",
     "folded": "torch, folded",
@@ -97,11 +99,12 @@ class Workshop:
     threads: int
     config: ServeConfig
     _graphs: dict[str, Graph | None] = field(default_factory=dict)
+    _forwards: dict[tuple[Engine, Precision, int], Forward] = field(default_factory=dict)
     _makers: dict[str, OnnxMaker] = field(default_factory=dict)
     _one: tuple[Graph, OnnxMaker] | None = None
 
     def ways(self) -> list[Way]:
-        """Every way that the configuration allows, the simpler ones first."""
+        """Every way that the configuration allows, what is ready soonest first."""
         asked, on_cpu = self.config.executor, self.device.type == "cpu"
         automatic = _ON_CPU if on_cpu else _ON_GPU
         engines: dict[Engine, tuple[Precision, ...]]
@@ -160,19 +163,15 @@ class Workshop:
         graph = self._graph(0)
         if graph is None:
             raise ValueError("torch can't export the network")
-        stack = StackedForward(
-            graph,
-            self.front.networks,
-            self.device,
-            way.precision,
-            same_inputs=self.front.same_inputs,
+        stack = Stack(
+            graph, self.front.networks, self.device, way.precision, self.front.same_inputs
         )
-        alone: list[Forward] = [
-            TorchForward(stack.member(number), self.device, way.precision, channels_last=False)
-            for number in range(len(self.front.networks))
-        ]
+        forward = stacked_forward(stack, self._xs[0][:TYPICAL_BATCH])
+        engine: Engine = "compiled" if self.device.type == "cpu" else "folded"
+        single = Way(engine, way.precision)
+        alone = [self._forward(single, number) for number in range(len(self.front.networks))]
         in_turn = MembersExecutor(self.front, alone, words, max_batch, self._patience)
-        return StackedExecutor(self.front, stack, in_turn, words, max_batch)
+        return StackedExecutor(self.front, forward, in_turn, words, max_batch)
 
     def _forward(self, way: Way, number: int) -> Forward:
         network = self.front.networks[number]
@@ -184,11 +183,14 @@ class Workshop:
         graph = self._graph(number)
         if way.engine == "onnx":
             return self._onnx(way, number, graph)
-        module: nn.Module = copy.deepcopy(network) if graph is None else graph.with_weights(network)
-        frozen = way.engine == "compiled"
-        return TorchForward(
-            module, self.device, way.precision, frozen=frozen, example=self._example(number)
-        )
+        key = (way.engine, way.precision, number)
+        if key not in self._forwards:
+            module = copy.deepcopy(network) if graph is None else graph.with_weights(network)
+            frozen = way.engine == "compiled"
+            self._forwards[key] = TorchForward(
+                module, self.device, way.precision, frozen=frozen, example=self._example(number)
+            )
+        return self._forwards[key]
 
     def _whole(self, way: Way, network: nn.Module) -> OnnxForward:
         pixels = torch.from_numpy(to_unit(self.samples))  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from orchestrator.serve.executors.base import ComputedRows
 from orchestrator.serve.executors.ensemble import MembersExecutor, Patience, StackedExecutor
 from orchestrator.serve.executors.front import Front
 from orchestrator.serve.executors.graph import export
-from orchestrator.serve.executors.stacked import StackedForward
+from orchestrator.serve.executors.stacked import Stack, stacked_forward
 from orchestrator.serve.executors.tally import Tally
 from orchestrator.serve.predictor import load_predictor
 from tests.serve.serving import SHAPE, make_ensemble, make_run
@@ -146,15 +146,16 @@ def test_side_by_side_a_hung_member_is_left_out(front, pixels):
 def test_a_stack_that_would_be_late_gives_way_to_members(front, pixels):
     clock = Clock()
     device = torch.device("cpu")
-    graph = export(front.networks[0], front(pixels)[0])
-    stack = StackedForward(graph, front.networks, device, "fp32", same_inputs=front.same_inputs)
+    x = front(pixels)[0]
+    graph = export(front.networks[0], x)
+    stack = stacked_forward(Stack(graph, front.networks, device, "fp32", front.same_inputs), x)
 
     def slow(xs):
         clock.now += 3
         return stack(xs)
 
     alone = MembersExecutor(front, timed(front, clock, [1, 1, 1]), "", 8, clock=clock)
-    executor = StackedExecutor(front, slow, alone, "", 8, clock=clock)  # type: ignore[arg-type]
+    executor = StackedExecutor(front, slow, alone, "", 8, clock=clock)
     every = executor.run(pixels, 10.0)
     logits = members_logits(front, pixels)
     expected = combined(dict(enumerate(logits)), front.card.combine)

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.serve.executors.graph import export
-from orchestrator.serve.executors.stacked import StackedForward
+from orchestrator.serve.executors.packed import pack
+from orchestrator.serve.executors.stacked import (
+    ChannelsForward,
+    Stack,
+    VmapForward,
+    stacked_forward,
+)
 from tests.zoo.cases import FIRST
 from tests.zoo.small import IMAGES, images, settle, slim
 
@@ -23,10 +29,16 @@ ALWAYS = [
 ]
 NOT_EXPORTED = ["cvt_13"]
 """What torch's exporter specialises to one number of samples."""
+MIXING = ["convnet", "deit_tiny_distilled_patch16", "pvt_v2_b0", "shufflenet_v2_x0_5"]
+MIXING += ["swin_tiny", "vit_tiny_patch16"]
+"""What does not keep to its channels, and is stacked by `vmap`."""
 REST = [n for n in FIRST if n in IMAGES and n not in (*ALWAYS, *NOT_EXPORTED)]
 SETTLED = 2e-6
 """Rounding of fp32 in networks whose batch norms divide by the deviation of four images: their
 probabilities differ more than trained ones'."""
+
+
+CPU = torch.device("cpu")
 
 
 def member(name: str, seed: int) -> tuple[nn.Module, Tensor]:
@@ -63,11 +75,15 @@ def test_a_graph_and_a_stack_give_the_networks_probabilities(name):
         found = graph.with_weights(network)
         for batch in (slice(None), slice(0, 1)):
             assert (found(many[batch]).softmax(1) - rows[batch]).abs().max() <= rounding
-    stack = StackedForward(graph, [a, b], torch.device("cpu"), "fp32", same_inputs=True)
+    stack = stacked_forward(Stack(graph, [a, b], CPU, "fp32", same_inputs=True), x)
+    assert isinstance(stack, VmapForward if name in MIXING else ChannelsForward)
     stacked = stack([many, many]).softmax(2)
     assert (stacked - torch.stack(expected)).abs().max() <= rounding
-    alone = stack.member(1)
-    assert (alone(many).softmax(1) - expected[1]).abs().max() <= rounding
+    last = torch.channels_last
+    packed = pack(graph.with_weights(b).to(memory_format=last), x.to(memory_format=last))
+    for batch in (many, many[:1]):
+        found = packed(batch.to(memory_format=last)).softmax(1)
+        assert (found - expected[1][: len(batch)]).abs().max() <= rounding
 
 
 class Small(nn.Module):
@@ -102,10 +118,11 @@ def test_norms_are_folded_where_a_convolutions_result_is_used_by_them_alone():
     assert torch.allclose(graph.with_weights(network)(x), network(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("make", [stacked_forward, lambda stack, x: VmapForward(stack)])
 @torch.no_grad()
-def test_members_of_a_stack_may_read_different_numbers():
+def test_members_of_a_stack_may_read_different_numbers(make):
     (a, x), (b, _) = member("resnet18", 1), member("resnet18", 2)
-    stack = StackedForward(export(a, x), [a, b], torch.device("cpu"), "fp32", same_inputs=False)
+    stack = make(Stack(export(a, x), [a, b], CPU, "fp32", same_inputs=False), x)
     found = stack([x, 2 * x])
     assert torch.allclose(found[0], a(x), atol=1e-4)
     assert torch.allclose(found[1], b(2 * x), atol=1e-4)
