@@ -12,7 +12,7 @@ import torch
 
 from orchestrator import models
 from tests.zoo.cases import CASES, FIRST, VARIANTS
-from tests.zoo.small import VOCABULARY, images, settle, slim
+from tests.zoo.small import VOCABULARY, doubled, images, settle, slim
 
 PAIR = "transformer"
 """The model that reads two texts; those with cases read one input."""
@@ -50,9 +50,8 @@ def gradients(model, outputs):
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_same_step(name: str, backend: str, *, tolerance: float) -> None:
+def assert_same_step(eager, inputs, backend: str, *, tolerance: float) -> None:
     """One forward and backward pass in training mode, compiled as one graph and not compiled."""
-    eager, inputs = subject(name, calm=True)
     compiled = copy.deepcopy(eager)
     torch.compiler.reset()  # every model has the same `forward`, which is compiled 8 times at most
     found = torch.compile(compiled, backend=backend, fullgraph=True)(*inputs)
@@ -61,12 +60,14 @@ def assert_same_step(name: str, backend: str, *, tolerance: float) -> None:
         assert error(ours, theirs) <= tolerance
     ours, theirs = gradients(compiled, found), gradients(eager, expected)
     assert ours.keys() == theirs.keys()
-    rounding = 1e-6 * max(gradient.abs().max() for gradient in theirs.values())
+    largest = max(gradient.abs().max() for gradient in theirs.values())
+    rounding = 8 * torch.finfo(largest.dtype).eps * largest
     for key, gradient in theirs.items():
         allowed = tolerance * gradient.abs().max() + rounding
         assert (ours[key] - gradient).abs().max() <= allowed, key
     for key, buffer in eager.named_buffers():  # statistics that the pass moved
-        torch.testing.assert_close(compiled.get_buffer(key), buffer, rtol=1e-4, atol=1e-5)
+        found = compiled.get_buffer(key)
+        torch.testing.assert_close(found, buffer, rtol=10 * tolerance, atol=tolerance)
 
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -76,7 +77,7 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("name", ALL)
 def test_compiles_as_one_graph(name):
-    assert_same_step(name, "aot_eager", tolerance=1e-5)
+    assert_same_step(*subject(name, calm=True), "aot_eager", tolerance=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,13 @@ def fresh_kernels(tmp_path_factory):
     "name", [pytest.param(n, marks=LOST) if n == "alexnet" else n for n in ALWAYS]
 )
 def test_inductor_gives_the_same_step(name, fresh_kernels):
-    assert_same_step(name, "inductor", tolerance=1e-4)
+    """In double precision: inductor adds in another order than eager torch, and in single precision
+    that is enough to turn a ReLU on, or another pixel of a pool, and moves gradients by percents.
+    What a model computes in single precision always, its positions say, rounds otherwise still.
+    """
+    model, inputs = subject(name, calm=True)
+    inputs = tuple(map(doubled, inputs))
+    assert_same_step(model.double(), inputs, "inductor", tolerance=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")
