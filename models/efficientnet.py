@@ -26,12 +26,13 @@ import torch
 from torch import nn
 
 from .base import Head, ZooModel, check_positive, check_rates, choose_stem
+from .layers.activations import SiLU
 from .layers.conv import ConvNormAct, Norm, SqueezeExcite, make_divisible, spatial_mean
 from .layers.drop_path import DropPath
 from .registry import Published, register
 from .stages import Stage
 
-_silu = partial(nn.SiLU, inplace=True)
+_silu = partial(SiLU, inplace=True)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .base import Head, ZooModel, check_positive, check_rates, choose_stem
+from .layers.activations import Hardswish
 from .layers.conv import ConvNormAct, SqueezeExcite, make_divisible, spatial_mean
 from .mobilenet_v2 import initialise
 from .registry import Published, register
@@ -26,7 +27,7 @@ from .stages import Stage
 
 _norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 _relu = partial(nn.ReLU, inplace=True)
-_hard_swish = partial(nn.Hardswish, inplace=True)
+_hard_swish = partial(Hardswish, inplace=True)
 
 
 class Row(NamedTuple):

@@ -1,7 +1,9 @@
 """Activations by name.
 
-All but one are torch's own modules. `tlu` is the threshold that Singh and Krishnan, "Filter
-Response Normalization Layer", 2020, put behind their norm.
+All but `tlu` compute what torch's own modules do; it is the threshold that Singh and Krishnan,
+"Filter Response Normalization Layer", 2020, put behind their norm. The gradients of SiLU, Mish and
+hard swish need the input again, so that autograd copies what they overwrite: in place takes a pass
+over the maps more, and saves no memory. Ours overwrite only what no gradient is wanted of.
 
 Axes: N batch, C channels, H height, W width.
 """
@@ -14,6 +16,7 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ..names import choose
 
@@ -34,6 +37,30 @@ class ThresholdedLinear(nn.Module):
         return torch.maximum(x_NCHW, self.tau.to(x_NCHW.dtype)[:, None, None])
 
 
+class SiLU(nn.SiLU):
+    """x · sigmoid(x); in place, if asked for, unless a gradient needs the input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the activated input."""
+        return F.silu(x, inplace=self.inplace and not x.requires_grad)
+
+
+class Mish(nn.Mish):
+    """x · tanh(softplus(x)); in place, if asked for, unless a gradient needs the input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the activated input."""
+        return F.mish(x, inplace=self.inplace and not x.requires_grad)
+
+
+class Hardswish(nn.Hardswish):
+    """x · relu6(x + 3) / 6; in place, if asked for, unless a gradient needs the input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns the activated input."""
+        return F.hardswish(x, inplace=self.inplace and not x.requires_grad)
+
+
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
@@ -44,11 +71,11 @@ ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "selu": nn.SELU,
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
-    "silu": nn.SiLU,
-    "mish": nn.Mish,
+    "silu": SiLU,
+    "mish": Mish,
     "gelu": nn.GELU,
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),
-    "hardswish": nn.Hardswish,
+    "hardswish": Hardswish,
     "hardsigmoid": nn.Hardsigmoid,
     "hardtanh": nn.Hardtanh,
     "softplus": nn.Softplus,

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-_silu = partial(nn.SiLU, inplace=True)
+from .activations import SiLU
+
+_silu = partial(SiLU, inplace=True)
 
 Norm = Callable[[int], nn.Module]
 """Makes a normalisation layer for a channel count."""
@@ -51,11 +53,17 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
 def spatial_mean(x_NCHW: torch.Tensor) -> torch.Tensor:
     """Means over height and width: [N, C, H, W] to [N, C].
 
-    The gradient has the memory format of the maps: that of `mean` is contiguous, and adding it to a
-    channels-last one took 6 of the 9 ms that a squeeze-excite block needs (320 channels of 7×7,
-    batch 128, bf16, one CPU thread); so there the mean is a product with a row of ones.
+    The gradient of a sum is spread without a copy; that of `mean` is divided pixel by pixel. So a
+    sum is divided where a gradient is wanted, but not in half precision, which it may exceed, and
+    compilers, which fuse either, get to see the `mean`. In channels-last maps that has another
+    flaw, a contiguous gradient: adding it to a channels-last one took 6 of the 9 ms that a
+    squeeze-excite block needs (320 channels of 7×7, batch 128, bf16, one CPU thread); so there the
+    mean is a product with a row of ones.
     """
-    if x_NCHW.is_contiguous():
+    if x_NCHW.is_contiguous() or x_NCHW.dtype == torch.float16:
+        whole = x_NCHW.dtype in (torch.float32, torch.float64)
+        if x_NCHW.requires_grad and whole and not torch.compiler.is_compiling():
+            return x_NCHW.sum((2, 3)) / (x_NCHW.shape[2] * x_NCHW.shape[3])
         return x_NCHW.mean((2, 3))
     x_NLC = x_NCHW.flatten(2).transpose(1, 2)
     ones_N1L = x_NLC.new_ones(x_NLC.shape[0], 1, x_NLC.shape[1])

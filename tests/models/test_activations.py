@@ -48,6 +48,16 @@ def test_overwriting_leaves_the_gradient_as_it_is(name):
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("name", ["silu", "mish", "hardswish"])
+def test_what_a_gradient_needs_is_not_overwritten(name):
+    layer, x = activation(name, inplace=True), X.clone().requires_grad_() * 1.0
+    assert layer(x).data_ptr() != x.data_ptr()
+    torch.testing.assert_close(x, X, rtol=0, atol=0)
+    with torch.no_grad():
+        x = x.detach()
+        assert layer(x).data_ptr() == x.data_ptr()
+
+
 @pytest.mark.parametrize("name", ["prelu", "tlu"])
 def test_what_is_learned_is_learned_per_channel(name):
     layer = activation(name, channels=3).double()

@@ -40,6 +40,24 @@ def test_spatial_mean_is_the_mean_and_so_is_its_gradient(layout):
     assert x.grad.is_contiguous(memory_format=layout)
 
 
+def test_an_exported_mean_is_a_mean():
+    class Mean(torch.nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return spatial_mean(super().forward(x))
+
+    program = torch.export.export(Mean(2, 3, 1), (torch.randn(2, 2, 4, 4),))
+    called = {node.target for node in program.graph.nodes if node.op == "call_function"}
+    assert called == {torch.ops.aten.conv2d.default, torch.ops.aten.mean.dim}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_mean_in_half_precision_survives_a_sum_that_would_not(dtype, layout):
+    x = torch.full((2, 3, 32, 32), 256.0, dtype=dtype).contiguous(memory_format=layout)
+    assert x[0, 0].double().sum() > torch.finfo(torch.float16).max
+    assert torch.equal(spatial_mean(x), torch.full((2, 3), 256.0, dtype=dtype))
+
+
 def test_squeeze_excite_is_its_formula():
     block = SqueezeExcite(6, 2).double()
     x = torch.randn(2, 6, 3, 3, dtype=torch.double)
