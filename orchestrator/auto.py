@@ -31,6 +31,7 @@ from orchestrator.files import cache_root, read_json, write_json
 from orchestrator.host import SingleWorker, Worker
 from orchestrator.networks import build_network
 from orchestrator.plan.engine import adopt_engine
+from orchestrator.recovery import is_out_of_memory, release
 from orchestrator.seeding import AUTO
 from orchestrator.seeding import derive as derive_seed
 from orchestrator.tasks.base import Task
@@ -249,15 +250,22 @@ def _compiled(
         train = config.train.model_copy(update={"compile": compile})
         return _engine(config, task, loader, device, train)
 
-    with torch.random.fork_rng():
-        return try_compiling(
-            make,
-            task,
-            batches,
-            config.optimizer.lr / 10,  # type: ignore[attr-defined]
-            precision=config.train.precision,
-            steps=steps,
-        )
+    try:
+        with torch.random.fork_rng():
+            return try_compiling(
+                make,
+                task,
+                batches,
+                config.optimizer.lr / 10,  # type: ignore[attr-defined]
+                precision=config.train.precision,
+                steps=steps,
+            )
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        # Training meets the same, and begins again with smaller micro-batches.
+        release(error)
+        return None
 
 
 def _precisions(config: ExperimentConfig, device: torch.device) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from orchestrator import auto, recovery
+from orchestrator.allocator import keep_freed_memory
 from orchestrator.config.digest import config_digest, digest_difference
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.load import dump_yaml, load_config
@@ -63,6 +64,7 @@ def run(
     paths = RunPaths(root)
     load_plugins(config.plugins)
     use_threads(config)
+    keep_freed_memory()
     existed = worker.broadcast(paths.status.exists())
     opened, config = _open_existing(paths, config, worker, resume) if existed else (None, config)
     try:

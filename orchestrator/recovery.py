@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
+from orchestrator.allocator import give_freed_memory_back
 from orchestrator.config.digest import config_digest
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.load import derive, dump_yaml
@@ -138,6 +139,7 @@ def release(error: BaseException) -> None:
     """Lets go of what a failed step still holds: its exception keeps every frame alive."""
     error.__traceback__ = error.__context__ = error.__cause__ = None
     gc.collect()
+    give_freed_memory_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -14,7 +14,7 @@ FOLDERS = {
 
 # Rooms of one line may import each other; a line may import the lines above it.
 ORDER = [
-    ["errors", "files"],
+    ["allocator", "errors", "files"],
     ["config", "seeding"],
     ["host"],
     ["data", "models"],

@@ -20,6 +20,7 @@ import ray.cloudpickle
 import torch
 from ray.experimental import internal_kv
 
+from orchestrator.allocator import give_freed_memory_back
 from orchestrator.errors import OrchError, TrialError
 from orchestrator.host import Resources, SingleWorker, Worker, arguments_after
 
@@ -150,6 +151,7 @@ def exhaust(value: Any) -> Any:
 def free_memory() -> None:
     """Drops what ended work left behind, on the device too."""
     gc.collect()
+    give_freed_memory_back()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
