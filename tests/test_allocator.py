@@ -8,45 +8,46 @@ import sys
 import pytest
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-STEPS = """
-import json, resource, sys
+BLOCK = 28 * 2**20
+SCRIPT = f"""
+import ctypes, json
 import psutil, torch
 from orchestrator.allocator import give_freed_memory_back, keep_freed_memory
 
-def step():
-    # As a network's: the last blocks are freed first.
-    held = [torch.ones(7 * 2**20) for _ in range(4)]
-    while held:
-        held.pop()
+class Info(ctypes.Structure):  # mallinfo2(3)
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+        "fordblks", "keepcost")]
 
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
 
-if sys.argv[1] == "kept":
-    keep_freed_memory()
-for _ in range(10):  # until all blocks have found their places
-    step()
-before = faults()
-for _ in range(5):
-    step()
-counted, resident = faults() - before, psutil.Process().memory_info().rss
+def mapped():  # blocks that the system is asked for one by one
+    return libc.mallinfo2().hblks
+
+def resident():
+    return psutil.Process().memory_info().rss
+
+before = mapped()
+block = torch.ones({BLOCK} // 4)
+alone = mapped() - before
+del block
+keep_freed_memory()
+before = mapped()
+blocks = [torch.ones({BLOCK} // 4) for _ in range(4)]
+kept_alone = mapped() - before
+taken = resident()
+del blocks
+freed = taken - resident()
 give_freed_memory_back()
-print(json.dumps([counted, resident - psutil.Process().memory_info().rss]))
+given = taken - resident()
+print(json.dumps([alone, kept_alone, freed, given]))
 """
-PAGES = 28 * 2**20 * 4 // 4096
-"""Of one step: 28 Mi numbers of 4 bytes."""
 
 
-def run(kind: str) -> list[int]:
-    command = [sys.executable, "-c", STEPS, kind]
+def test_freed_blocks_are_kept_until_they_are_given_back():
+    command = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found: list[int] = json.loads(done.stdout)
-    return found
-
-
-def test_steps_take_the_memory_of_those_before():
-    given_back, _ = run("as it is")
-    kept, released = run("kept")
-    assert given_back > 4 * PAGES
-    assert kept < 0.01 * PAGES
-    assert released > 0.9 * PAGES * 4096
+    alone, kept_alone, freed, given = json.loads(done.stdout)
+    assert alone == 1 and kept_alone == 0
+    assert freed < 0.1 * BLOCK and given > 3.9 * BLOCK
