@@ -1,11 +1,12 @@
 """Requests a second and latency of our server against others, over real HTTP.
 
 Every side has three processes that work: one for HTTP and two that compute; plain FastAPI three
-that do both. Sides take turns, and each is started once: while one is asked the others idle. The
-client is `wrk` (Debian's package), the same for all: 32 connections, then one. Each request of a
-model carries one image of uint8 pixels: ours as the Open Inference Protocol's binary extension,
-theirs as the bare body (LitServe's as base64 in JSON). Run with
-``python -m benchmarks.serve_http``; prints JSON.
+that do both. Ours is there twice: in fp32, its default, and with `serve.precision=auto`, which may
+take what changes a probability by less than 0.01. Sides take turns, and each is started once: while
+one is asked the others idle. The client is `wrk` (Debian's package), the same for all: 32
+connections, then one. Each request of a model carries one image of uint8 pixels: ours as the Open
+Inference Protocol's binary extension, theirs as the bare body (LitServe's as base64 in JSON). Run
+with ``python -m benchmarks.serve_http``; prints JSON.
 """
 
 from __future__ import annotations
@@ -28,14 +29,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 
 from benchmarks.common import machine, spread
 from benchmarks.http_servers import COMPUTING
-from tests.serve.serving import make_ensemble, make_run
+from benchmarks.served import ARCHITECTURES, SHAPE, images, make_ensemble, make_run
 
-SHAPE = (1, 28, 28)
+NETWORK = "resnet18, width 0.25"
 CONNECTIONS = 32
 _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
@@ -124,7 +124,7 @@ def wrk(
 
 def script(folder: Path, side: Side) -> Path:
     """A request of one image, as `wrk` takes it."""
-    pixels = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8).tobytes()
+    pixels = images(1).tobytes()
     body, headers = pixels, {"Content-Type": "application/octet-stream"}
     if side.name == "litserve":
         body = json.dumps({"image": base64.b64encode(pixels).decode()}).encode()
@@ -155,42 +155,43 @@ def script(folder: Path, side: Side) -> Path:
 def rounds_of(
     sides: list[Side], ask: Callable[[Side], dict[str, Any]], rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """Every side in turn, each round in the other order; ours is compared round by round."""
+    """Every side in turn, each round in the other order; ours are compared round by round."""
     found: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
     for side in sides:
         ask(side)
     for number in range(rounds):
         for side in reversed(sides) if number % 2 else sides:
             found[side.name].append(ask(side))
-    ours = found[sides[0].name]
     result: dict[str, dict[str, Any]] = {}
     for side in sides:
         measured = found[side.name]
         result[side.name] = {key: spread([one[key] for one in measured]) for key in measured[0]}
-        if side is not sides[0]:
+        for ours in (one for one in sides if one.ours and not side.ours):
             ratios = [
                 a["requests_per_second"] / b["requests_per_second"]
-                for a, b in zip(ours, measured, strict=True)
+                for a, b in zip(found[ours.name], measured, strict=True)
             ]
-            result[side.name]["ours_is_times"] = spread(ratios)
+            result[side.name][f"{ours.name} is times"] = spread(ratios)
     return result
 
 
 def servers(runs: Path, model: list[Path], target: Path) -> dict[str, Side]:
-    """Ours, plain FastAPI, Ray Serve as it comes, and LitServe where it is installed."""
+    """Ours in both precisions, plain FastAPI, Ray Serve as it comes, and LitServe if installed."""
     python = [sys.executable, "-m"]
 
     def others(kind: str) -> Callable[[int], list[str]]:
         folders = [str(one) for one in model]
         return lambda port: [*python, "benchmarks.http_servers", kind, str(port), *folders]
 
-    def own(port: int) -> list[str]:
-        serve = [*python, "orchestrator", "serve", str(target), "--port", str(port)]
-        return [*serve, f"serve.replicas={COMPUTING}", "--runs-dir", str(runs)]
+    def own(precision: str) -> Callable[[int], list[str]]:
+        serve = [*python, "orchestrator", "serve", str(target), "--runs-dir", str(runs)]
+        serve += [f"serve.replicas={COMPUTING}", f"serve.precision={precision}"]
+        return lambda port: [*serve, "--port", str(port)]
 
     infer = f"/v2/models/{target.name}/infer"
     found = {
-        "orch": Side("orch", own, "/v2/health/live", infer, True),
+        "orch": Side("orch", own("fp32"), "/v2/health/live", infer, True),
+        "orch, auto": Side("orch, auto", own("auto"), "/v2/health/live", infer, True),
         "fastapi": Side("fastapi", others("fastapi"), "/noop", "/infer", False),
         "ray serve": Side("ray serve", others("serve"), "/noop", "/infer", False),
     }
@@ -205,7 +206,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4, help="of one measurement")
-    parser.add_argument("--width", type=float, default=0.25, help="of the ResNet-18 that answers")
     arguments = parser.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is missing; `apt-get install wrk` brings it")
@@ -213,17 +213,15 @@ def main() -> None:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder)
-        model = {"type": "resnet18", "width": arguments.width}
-        members = [make_run(runs / f"m{n}", n, shape=SHAPE, model=model) for n in range(4)]
-        together = make_ensemble(runs / "four", members, [0.25] * 4)
+        members = [make_run(runs / f"m{n}", ARCHITECTURES[NETWORK], n) for n in range(4)]
+        together = make_ensemble(runs / "four", members)
         for name, target, folders in (
             ("one model", members[0], members[:1]),
             ("ensemble of four", together, members),
         ):
             results |= measure(runs, name, target, folders, arguments)
-    print(
-        json.dumps({"benchmark": "serve_http", "machine": machine(), "results": results}, indent=2)
-    )
+    found = {"benchmark": "serve_http", "machine": machine(), "network": NETWORK}
+    print(json.dumps(found | {"results": results}, indent=2))
 
 
 def measure(
@@ -232,7 +230,7 @@ def measure(
     """One target on every side; the no-op with the first."""
     sides = servers(runs, folders, target)
     if len(folders) > 1:
-        sides = {key: sides[key] for key in ("orch", "ray serve")}
+        sides = {key: sides[key] for key in ("orch", "orch, auto", "ray serve")}
     scripts = {side.name: script(runs, side) for side in sides.values()}
     found: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
