@@ -2,11 +2,12 @@
 
 Every side has three processes that work: one for HTTP and two that compute; plain FastAPI three
 that do both. Ours is there twice: in fp32, its default, and with `serve.precision=auto`, which may
-take what changes a probability by less than 0.01. Sides take turns, and each is started once: while
-one is asked the others idle. The client is `wrk` (Debian's package), the same for all: 32
-connections, then one. Each request of a model carries one image of uint8 pixels: ours as the Open
-Inference Protocol's binary extension, theirs as the bare body (LitServe's as base64 in JSON). Run
-with ``python -m benchmarks.serve_http``; prints JSON.
+take what changes a probability by less than 0.01. Each side is started once, and sides take turns:
+while one is asked the others are stopped (SIGSTOP), since even idle servers take time. The client
+is `wrk` (Debian's package), the same for all: 32 connections, then one. Each request of a model
+carries one image of uint8 pixels: ours as the Open Inference Protocol's binary extension, theirs as
+the bare body (LitServe's as base64 in JSON). Run with ``python -m benchmarks.serve_http``; prints
+JSON.
 """
 
 from __future__ import annotations
@@ -61,6 +62,18 @@ class Side:
             self.port: int = probe.getsockname()[1]
 
     @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Lets the server run, which is stopped before and after."""
+        self._signal(signal.SIGCONT)
+        yield
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for one in _family(self._process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.send_signal(number)
+
+    @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """Starts the server, waits until it answers, and ends it with all its processes."""
         process = subprocess.Popen(
@@ -71,6 +84,8 @@ class Side:
         )
         try:
             self._until_it_answers(process)
+            self._process = process
+            self._signal(signal.SIGSTOP)
             yield
         finally:
             _end(process)
@@ -87,11 +102,19 @@ class Side:
             time.sleep(0.2)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    family: list[psutil.Process] = []
-    with contextlib.suppress(psutil.NoSuchProcess):
+def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    try:
         first = psutil.Process(process.pid)
-        family = [first, *first.children(recursive=True)]
+        return [first, *first.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    family = _family(process)
+    for one in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGINT)
     _, alive = psutil.wait_procs(family, timeout=20)
     for one in alive:
@@ -103,14 +126,14 @@ def wrk(
     side: Side, path: str, connections: int, seconds: float, script: Path | None
 ) -> dict[str, Any]:
     """One measurement: requests a second, and latency in milliseconds."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "--timeout=20s"]
-    command += ["-s", str(script)] if script else []
-    done = subprocess.run(
-        [*command, f"http://127.0.0.1:{side.port}{path}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    more = ["-s", str(script)] if script else []
+    command = ["wrk", "-t1", f"-c{connections}", "--latency", "--timeout=20s", *more]
+    url = f"http://127.0.0.1:{side.port}{path}"
+    with side.awake():
+        for duration in (1, seconds):  # the first is what it takes to wake up
+            done = subprocess.run(
+                [*command, f"-d{duration:g}s", url], capture_output=True, text=True, check=True
+            ).stdout
     if "Non-2xx" in done or "Socket errors" in done or " 0 requests in" in done:
         raise SystemExit(f"{side.name} does not answer {path} as it should:\n{done}")
     found: dict[str, Any] = {
@@ -157,8 +180,6 @@ def rounds_of(
 ) -> dict[str, dict[str, Any]]:
     """Every side in turn, each round in the other order; ours are compared round by round."""
     found: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
-    for side in sides:
-        ask(side)
     for number in range(rounds):
         for side in reversed(sides) if number % 2 else sides:
             found[side.name].append(ask(side))
