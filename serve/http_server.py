@@ -60,14 +60,22 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Reads what came; most heads come whole, and are never waited for."""
         super().data_received(data)
-        if not self._in_head:
+        if self.transport.is_closing():
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+        elif not self._idle:
             self.heads.discard(self)
             return
-        self._head_bytes += len(data)
+        # What comes between two requests ends uvicorn's own wait for the next one, too.
+        self.heads.add(self)
         if self._head_bytes > HEAD_BYTES:
             self.refuse(431, f"a request's head may have {HEAD_BYTES:,} bytes")
-        elif self._head_bytes == len(data):
-            self.heads.add(self)
+
+    @property
+    def _idle(self) -> bool:
+        """Whether every request so far is answered."""
+        return self.cycle is None or self.cycle.response_complete
 
     def on_message_begin(self) -> None:
         """A head begins."""
@@ -76,7 +84,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """A head is there."""
-        self._in_head = False
+        self._in_head, self._head_bytes = False, 0
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -96,7 +104,7 @@ class Protocol(HttpToolsProtocol):
 
     def wait_for_head(self, seconds: float) -> None:
         """Gives up a connection whose head does not come."""
-        if seconds > HEAD_SECONDS:
+        if seconds > HEAD_SECONDS and self._idle:
             self.refuse(408, f"a request's head has to be there within {HEAD_SECONDS:g} seconds")
 
 

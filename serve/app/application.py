@@ -117,7 +117,7 @@ def look() -> Table | None:
 
 
 def stop() -> None:
-    """Ends the application, its proxy and Ray."""
+    """Ends the application and Ray."""
     if not ray.is_initialized():
         return
     # The controller ends while it is asked to, and Ray prints that as an error of its own.

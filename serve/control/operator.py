@@ -150,11 +150,6 @@ class Operator:
         if self._places.enlist(key, place, time.monotonic()):
             await self._tell_places()
 
-    async def strike(self, key: str, place: Place) -> None:
-        """Notes that a replica leaves."""
-        if self._places.strike(key, place):
-            await self._tell_places()
-
     async def _tell_places(self) -> None:
         # Before the first table there is nobody to tell; it will say where replicas are.
         if self._table.generation:

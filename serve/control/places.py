@@ -30,10 +30,6 @@ class Places:
         listed[place] = now
         return new
 
-    def strike(self, key: str, place: Place) -> bool:
-        """Takes a replica off the list: whether it was on it."""
-        return self._heard.get(key, {}).pop(place, None) is not None
-
     def expire(self, now: float) -> bool:
         """Takes those off that were silent for long: whether there were any."""
         before = sum(map(len, self._heard.values()))

@@ -14,7 +14,7 @@ class Sweeper(Generic[T]):
 
     Args:
         seconds: between two looks.
-        look: called with each one, and the seconds since it was added.
+        look: called with each one, and the seconds since it was first added.
     """
 
     def __init__(self, seconds: float, look: Callable[[T, float], None]) -> None:
@@ -26,9 +26,9 @@ class Sweeper(Generic[T]):
         return len(self._open)
 
     def add(self, one: T) -> None:
-        """Looks at it from now on; called on an event loop."""
+        """Looks at it from now on, if it does not yet; called on an event loop."""
         loop = asyncio.get_running_loop()
-        self._open[one] = loop.time()
+        self._open.setdefault(one, loop.time())
         if self._loop is not loop:
             self._loop = loop
             loop.call_later(self._seconds, self._sweep, loop)

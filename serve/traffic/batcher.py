@@ -1,7 +1,7 @@
 """The queue before a version's replicas.
 
-Requests wait here, in the gateway, and cross to a replica as one batch: one call between
-processes for all of them, which costs more than a small network's forward pass. A batch leaves as
+Requests wait here, in the gateway, and cross to a replica as one batch, so that what a message and
+a forward pass cost by themselves is paid once for all of them. A batch leaves as
 soon as a replica has room, so that nobody waits for company while something is idle, and grows by
 itself while all are busy.
 """
@@ -20,7 +20,7 @@ from orchestrator.serve.traffic.pool import Pool
 ATTEMPTS = 3
 """How often a request is computed when replicas end under it: a forward pass has no side effect."""
 _PAUSE = 0.2
-"""Seconds before the next attempt, in which the router learns that a replica is gone."""
+"""Seconds before the next attempt."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,13 @@ def patient(monkeypatch) -> None:
 
 @pytest.mark.parametrize(
     "begin",
-    [b"", b"GET", b"GET / HTTP/1.1\r\nHost: a\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HT"],
+    [
+        b"",
+        b"\r\n",
+        b"GET",
+        b"GET / HTTP/1.1\r\nHost: a\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HT",
+    ],
 )
 def test_a_head_that_does_not_come_is_not_waited_for(patient, begin):
     with serving() as (port, _), socket.create_connection(("127.0.0.1", port), 10) as connection:
@@ -80,6 +86,16 @@ def test_a_head_that_does_not_come_is_not_waited_for(patient, begin):
     assert answered == begin.count(b"\r\n\r\n")
     assert b"connection: close" in refusal and b"content-type: application/json" in refusal
     assert refusal.endswith(b'{"error": "a request\'s head has to be there within 0.3 seconds"}')
+
+
+def test_an_empty_line_between_requests_is_not_waited_for_without_end(patient):
+    with serving() as (port, _), socket.create_connection(("127.0.0.1", port), 10) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        first = b""
+        while not first.endswith(b'"hello"'):
+            first += connection.recv(65536)
+        connection.sendall(b"\r\n")
+        assert said(connection).startswith(b"HTTP/1.1 408 ")
 
 
 def test_one_byte_now_and_then_is_no_head(patient):
