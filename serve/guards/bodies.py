@@ -165,12 +165,13 @@ class _Body:
         return made
 
     def _hold(self, size: int) -> None:
-        self.held += size
-        self._limits.held += size
-        if self._limits.held > self._limits.room:
+        # What is refused takes no room, or bodies that arrive together would refuse each other.
+        if self._limits.held + size > self._limits.room:
             raise self._refused(
                 RequestError("the server holds as many requests as it can; try again", 503)
             )
+        self.held += size
+        self._limits.held += size
 
     def _too_slow(self) -> RequestError:
         return RequestError(
