@@ -118,7 +118,8 @@ class LocalPool:
         reference: explains its answers; without one nothing is explained.
     """
 
-    capacity = 2
+    replicas = 1
+    capacity = shares = 2
 
     def __init__(self, executor: Executor, reference: Reference | None = None) -> None:
         self._executor, self._thread = executor, ThreadPoolExecutor(1)

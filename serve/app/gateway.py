@@ -61,9 +61,7 @@ class DoorReplica:
 def _application(
     settings: GatewaySettings, config: ServeConfig, operator: DeploymentHandle
 ) -> FastAPI:
-    limits = QueueLimits(
-        config.limits.waiting, config.batch_wait_ms / 1000, config.limits.compute_seconds
-    )
+    limits = QueueLimits.of(config)
     control = RayControl(operator)
     dispatcher = Dispatcher(limits, lambda name, outcome: link.observe(name, outcome))
     link = Link(control, dispatcher, lambda entry: RayPool(entry, config))

@@ -1,20 +1,23 @@
 """The queue before a version's replicas.
 
 Requests wait here, in the gateway, and cross to a replica as one batch, so that what a message and
-a forward pass cost by themselves is paid once for all of them. A batch leaves as
-soon as a replica has room, so that nobody waits for company while something is idle, and grows by
-itself while all are busy.
+a forward pass cost by themselves is paid once for all of them. How many a batch gathers, and for
+how long, is `pace`'s to say.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.serve.backend import Answer, Inputs, NoAnswerError, ReplicaLostError
+from orchestrator.config.serving import ServeConfig
+from orchestrator.serve.backend import Answer, Computed, Inputs, NoAnswerError, ReplicaLostError
+from orchestrator.serve.traffic.pace import EvenPace, FixedPace
 from orchestrator.serve.traffic.pool import Pool
 
 ATTEMPTS = 3
@@ -29,13 +32,21 @@ class QueueLimits:
 
     Attributes:
         waiting: samples that wait at most.
-        wait_seconds: how long a batch that is not full waits for more although there is room.
+        wait_seconds: how long a batch that is not full waits although there is room; None for what
+            pays (see `EvenPace`).
         compute_seconds: how long one batch may take.
     """
 
     waiting: int = 1024
-    wait_seconds: float = 0.0
+    wait_seconds: float | None = None
     compute_seconds: float = 30.0
+
+    @classmethod
+    def of(cls, config: ServeConfig) -> QueueLimits:
+        """What `serve:` says."""
+        wait = config.batch_wait_ms
+        seconds = None if wait == "auto" else wait / 1000
+        return cls(config.limits.waiting, seconds, config.limits.compute_seconds)
 
 
 @dataclass(eq=False)
@@ -61,6 +72,9 @@ class Batcher:
 
     def __init__(self, pool: Pool, limits: QueueLimits) -> None:
         self.pool, self._limits = pool, limits
+        wait = limits.wait_seconds
+        self._pace = EvenPace(pool) if wait is None else FixedPace(pool, wait)
+        self._computing = 0
         self._queue: deque[_Waiting] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -108,11 +122,13 @@ class Batcher:
     def _pump(self) -> None:
         """Sends batches while there is room for them."""
         while self._queue and len(self._under_way) < self.pool.capacity:
-            if not self._full() and (wait := self._time_to_fill()) > 0:
-                if self._timer is None:
+            size = self._pace.size(self.waiting + self._computing)
+            if self.waiting < size and (wait := self._time_to_fill()) > 0:
+                if self._timer is None and math.isfinite(wait):
                     self._timer = asyncio.get_running_loop().call_later(wait, self._fire)
                 return
-            if batch := self._take():
+            if batch := self._take(size):
+                self._computing += sum(one.size for one in batch)
                 task = asyncio.ensure_future(self._compute(batch))
                 self._under_way.add(task)
                 task.add_done_callback(self._done)
@@ -125,17 +141,15 @@ class Batcher:
         self._under_way.discard(task)
         self._pump()
 
-    def _full(self) -> bool:
-        return self.waiting >= self.pool.max_batch
-
     def _time_to_fill(self) -> float:
-        return self._queue[0].arrived + self._limits.wait_seconds - time.monotonic()
+        patience = self._pace.patience(len(self._under_way))
+        return self._queue[0].arrived + patience - time.monotonic()
 
-    def _take(self) -> list[_Waiting]:
+    def _take(self, most: int) -> list[_Waiting]:
         """The next batch; requests whose client has left, or whose time is up, are not in it."""
         batch: list[_Waiting] = []
         size, now = 0, time.monotonic()
-        while self._queue and (not batch or size + self._queue[0].size <= self.pool.max_batch):
+        while self._queue and (not batch or size + self._queue[0].size <= most):
             one = self._queue.popleft()
             self.waiting -= one.size
             if one.answer.done():
@@ -149,23 +163,19 @@ class Batcher:
 
     async def _compute(self, batch: list[_Waiting]) -> None:
         start = time.monotonic()
-        dues = [one.due for one in batch if one.due is not None]
-        seconds = min(dues) - start if dues else None
+        size = sum(one.size for one in batch)
         try:
-            async with asyncio.timeout(self._limits.compute_seconds):
-                answers = await self.pool.compute([one.inputs for one in batch], seconds)
+            answers = await self._answers(batch, start)
         except ReplicaLostError as error:
             await self._again(batch, error)
             return
-        except TimeoutError:
-            seconds = self._limits.compute_seconds
-            _fail(batch, NoAnswerError(f"the model took more than {seconds:g} seconds", status=504))
-            return
-        except Exception as error:
-            _fail(batch, NoAnswerError(f"the model failed ({type(error).__name__})"))
-            return
+        finally:
+            self._computing -= size
         taken = time.monotonic() - start
-        size = sum(one.size for one in batch)
+        self._pace.learn(self.waiting + self._computing + size, taken)
+        # The next batch leaves before these answers are written, which takes longer.
+        self._under_way.discard(asyncio.current_task())  # type: ignore[arg-type]
+        self._pump()
         for one, answer in zip(batch, answers, strict=True):
             if one.answer.done():
                 continue
@@ -175,6 +185,25 @@ class Batcher:
             version = self.pool.card.version
             one.answer.set_result(Answer(answer, version, start - one.arrived, taken, size))
 
+    async def _answers(
+        self, batch: list[_Waiting], start: float
+    ) -> Sequence[Computed | NoAnswerError]:
+        """What the replicas say, or why they say nothing; a `ReplicaLostError` passes."""
+        dues = [one.due for one in batch if one.due is not None]
+        try:
+            async with asyncio.timeout(self._limits.compute_seconds):
+                return await self.pool.compute(
+                    [one.inputs for one in batch], min(dues) - start if dues else None
+                )
+        except ReplicaLostError:
+            raise
+        except TimeoutError:
+            seconds = self._limits.compute_seconds
+            error = NoAnswerError(f"the model took more than {seconds:g} seconds", status=504)
+        except Exception as failed:
+            error = NoAnswerError(f"the model failed ({type(failed).__name__})")
+        return [error] * len(batch)
+
     async def _again(self, batch: list[_Waiting], error: ReplicaLostError) -> None:
         """Puts a lost batch back at the head of the queue, as often as `ATTEMPTS` says."""
         await asyncio.sleep(_PAUSE)
@@ -183,14 +212,8 @@ class Batcher:
             if one.attempts < ATTEMPTS:
                 self._queue.appendleft(one)
                 self.waiting += one.size
-            else:
-                _fail([one], NoAnswerError(f"{error}; try again", status=503))
-
-
-def _fail(batch: list[_Waiting], error: NoAnswerError) -> None:
-    for one in batch:
-        if not one.answer.done():
-            one.answer.set_exception(error)
+            elif not one.answer.done():
+                one.answer.set_exception(NoAnswerError(f"{error}; try again", status=503))
 
 
 def _too_late() -> NoAnswerError:

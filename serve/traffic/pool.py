@@ -27,8 +27,18 @@ class Pool(Protocol):
         ...
 
     @property
+    def replicas(self) -> int:
+        """Those that compute, side by side."""
+        ...
+
+    @property
     def capacity(self) -> int:
-        """Batches to have under way, so that no replica waits for its next one."""
+        """Batches under way at most, so that no replica waits for its next one."""
+        ...
+
+    @property
+    def shares(self) -> int:
+        """Batches that a steady load is divided into."""
         ...
 
     async def compute(
@@ -77,7 +87,7 @@ class OneBatch:
         pool: the replicas.
     """
 
-    capacity = 1
+    replicas = capacity = shares = 1
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool

@@ -39,9 +39,19 @@ class WirePool:
         self._closed = False
 
     @property
+    def replicas(self) -> int:
+        """See `Pool.replicas`."""
+        return len(self._usable())
+
+    @property
     def capacity(self) -> int:
         """See `Pool.capacity`."""
-        return math.ceil(self._batches * max(1, len(self._usable()))) + self._spare
+        return math.ceil(self._batches * max(1, self.replicas)) + self._spare
+
+    @property
+    def shares(self) -> int:
+        """One for each replica and one that gathers; as many as replicas are counted by."""
+        return self.capacity if self._spare else self.replicas + 1
 
     def meet(self, places: Sequence[Place]) -> None:
         """Connects to replicas that are new; see `Pool.meet`.

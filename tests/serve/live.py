@@ -12,7 +12,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +43,14 @@ def free_ports(count: int) -> list[int]:
             stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
         ]
         return [one.getsockname()[1] for one in sockets]
+
+
+def until(done: Callable[[], bool], seconds: float = 60) -> None:
+    """Waits until something is so; the limit only ends what would never be."""
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, f"not within {seconds:g} seconds"
+        time.sleep(0.01)
 
 
 @dataclass
@@ -84,18 +92,15 @@ class Live:
         assert isinstance(self.backend, Dispatcher)
         return self.backend
 
-    def call(self, work: Coroutine[Any, Any, T], seconds: float = 30) -> T:
+    def call(self, work: Coroutine[Any, Any, T], seconds: float = 60) -> T:
         """Runs a coroutine on the server's event loop, and waits for what it returns."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(seconds)
 
-    def settle(self, seconds: float = 10) -> None:
+    def settle(self) -> None:
         """Waits until the gateway obeys the operator's newest table."""
-        end = time.monotonic() + seconds
-        while self.link.table.generation < self.operator._table.generation:
-            assert time.monotonic() < end, "the gateway does not follow"
-            time.sleep(0.005)
+        until(lambda: self.link.table.generation >= self.operator.current.generation)
 
-    def connect(self, seconds: float = 20) -> socket.socket:
+    def connect(self, seconds: float = 60) -> socket.socket:
         """A raw connection, for what no HTTP client would send."""
         return socket.create_connection((self.host, self.port), timeout=seconds)
 
@@ -149,7 +154,7 @@ def live_server(
             # A server that fails to start ends its thread.
             while not (ready.wait(0.05) and runner.started):
                 assert thread.is_alive(), "the server did not start; its error is in the log"
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
                 yield Live(
                     "127.0.0.1",
                     port,
@@ -162,7 +167,7 @@ def live_server(
                 )
         finally:
             runner.should_exit = True
-            thread.join(10)
+            thread.join(60)
 
 
 @dataclass
@@ -187,9 +192,7 @@ class _Parts:
 
 
 def _controlled(config: ServeConfig, fleet: LocalFleet, state: Path | None) -> _Parts:
-    limits = QueueLimits(
-        config.limits.waiting, config.batch_wait_ms / 1000, config.limits.compute_seconds
-    )
+    limits = QueueLimits.of(config)
     operator = Operator(fleet, state)
     dispatcher = Dispatcher(limits, lambda name, outcome: link.observe(name, outcome))
     link = Link(operator, dispatcher, fleet.connect)

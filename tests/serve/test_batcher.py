@@ -1,0 +1,262 @@
+"""What a queue makes of the requests of one version: batches, their sizes, and when they leave."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.serve.backend import (
+    Answer,
+    Computed,
+    Heat,
+    Inputs,
+    NoAnswerError,
+    Pixels,
+    ReplicaLostError,
+)
+from orchestrator.serve.cards import ModelCard
+from orchestrator.serve.traffic.batcher import ATTEMPTS, Batcher, QueueLimits
+from orchestrator.serve.traffic.pace import EvenPace
+
+CARD = ModelCard("pets", (1, 1, 1), ("cat", "dog"))
+
+
+class Replicas:
+    """Two replicas whose batches are done when the test says so."""
+
+    card, max_batch = CARD, 8
+    replicas, capacity, shares = 2, 4, 3
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self._done: list[asyncio.Future[None]] = []
+
+    async def compute(
+        self, requests: Sequence[Inputs], seconds: float | None
+    ) -> list[Computed | NoAnswerError]:
+        self.sizes.append(sum(map(len, requests)))
+        self._done.append(asyncio.get_running_loop().create_future())
+        await self._done[-1]
+        return [Computed(np.full((len(one), 2), 0.5, np.float32)) for one in requests]
+
+    def finish(self, number: int, error: Exception | None = None) -> None:
+        """Ends a batch, counted from 0."""
+        if error is None:
+            self._done[number].set_result(None)
+        else:
+            self._done[number].set_exception(error)
+
+    async def ready(self) -> bool:
+        return True
+
+    async def explain(self, pixels: Pixels, label: int) -> Heat:
+        raise NotImplementedError
+
+    async def statistics(self) -> None:
+        return None
+
+
+class Clients:
+    """Requests to one queue."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+        self.answers: list[asyncio.Task[Answer]] = []
+
+    async def ask(self, *sizes: int) -> None:
+        """Asks for so many samples each, one request after another."""
+        for size in sizes:
+            inputs = np.zeros((size, 1, 1, 1), np.uint8)
+            self.answers.append(asyncio.ensure_future(self._batcher.ask(inputs)))
+            await settle()
+
+
+async def settle() -> None:
+    """Lets everything happen that waits for nothing."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not true():
+            await asyncio.sleep(0.001)
+
+
+def queued(
+    story: Callable[[Replicas, Batcher, Clients], Coroutine[Any, Any, None]],
+    limits: QueueLimits | None = None,
+) -> None:
+    """Runs a story with a queue before two replicas."""
+
+    async def told() -> None:
+        replicas = Replicas()
+        batcher = Batcher(replicas, limits or QueueLimits())
+        await story(replicas, batcher, Clients(batcher))
+
+    asyncio.run(told())
+
+
+# --- pace --------------------------------------------------------------------------------------
+
+
+def test_what_is_outstanding_is_divided_evenly():
+    pace = EvenPace(Replicas())
+    assert [pace.size(n) for n in (1, 3, 4, 10, 24, 25, 1000)] == [1, 1, 2, 4, 8, 8, 8]
+    pace.learn(20, 1.0)
+    # What was outstanding a moment ago comes back, so a share does not shrink at once.
+    assert pace.size(1) == math.ceil(20 / 3)
+    for _ in range(20):
+        pace.learn(1, 1.0)
+    assert pace.size(1) == 1
+
+
+def test_a_share_waits_for_half_of_a_batch_s_time_where_a_replica_is_idle():
+    pace = EvenPace(Replicas())
+    for _ in range(30):
+        pace.learn(1, 0.4)
+    assert [pace.patience(n) for n in (0, 1, 2, 3)] == [
+        0.0,
+        pytest.approx(0.2),
+        math.inf,
+        math.inf,
+    ]
+
+
+# --- batches -----------------------------------------------------------------------------------
+
+
+def test_few_clients_wait_for_nobody():
+    async def story(replicas: Replicas, batcher: Batcher, clients: Clients) -> None:
+        await clients.ask(1, 1, 1)
+        assert replicas.sizes == [1, 1, 1]
+
+    queued(story)
+
+
+def test_a_load_goes_in_even_batches():
+    async def story(replicas: Replicas, batcher: Batcher, clients: Clients) -> None:
+        batcher._pace.learn(0, 1000)
+        await clients.ask(*[1] * 8)
+        # Shares of 1, 1, 1 and, of the five that are outstanding then, 2; three more than fit.
+        assert replicas.sizes == [1, 1, 1, 2] and batcher.waiting == 3
+        for number in range(4):
+            replicas.finish(number)
+            await settle()
+        assert replicas.sizes == [1, 1, 1, 2, 3] and batcher.waiting == 0
+        # A share for the replica that is idle, the next one while both are busy, and what is
+        # less than a share waits until one is idle.
+        await clients.ask(*[1] * 6)
+        assert replicas.sizes[5:] == [2, 3] and batcher.waiting == 1
+        for number in (4, 5, 6):
+            assert len(replicas.sizes) == 7
+            replicas.finish(number)
+            await settle()
+        assert replicas.sizes[7:] == [1]
+        replicas.finish(7)
+        found = [await one for one in clients.answers]
+        assert [one.batch for one in found] == [1, 1, 1, 2, 2, 3, 3, 3, 2, 2, 3, 3, 3, 1]
+        assert batcher.idle
+
+    queued(story)
+
+
+def test_the_next_batch_leaves_before_answers_are_delivered():
+    async def story(replicas: Replicas, batcher: Batcher, clients: Clients) -> None:
+        await clients.ask(*[8] * 5)
+        assert replicas.sizes == [8] * 4
+        there: list[int] = []
+        clients.answers[0].add_done_callback(lambda _: there.append(len(replicas.sizes)))
+        replicas.finish(0)
+        await settle()
+        assert there == [5]
+
+    queued(story)
+
+
+def test_a_request_of_many_samples_is_not_cut():
+    async def story(replicas: Replicas, batcher: Batcher, clients: Clients) -> None:
+        await clients.ask(20, 30)
+        assert replicas.sizes == [20, 30]
+        replicas.finish(0)
+        replicas.finish(1)
+        assert [(await one).batch for one in clients.answers] == [20, 30]
+
+    queued(story)
+
+
+@pytest.mark.parametrize("seconds", [0.02, 1000])
+def test_an_idle_replica_is_left_idle_for_company_only(seconds):
+    async def story(replicas: Replicas, batcher: Batcher, clients: Clients) -> None:
+        for _ in range(30):
+            batcher._pace.learn(6, seconds)
+        await clients.ask(1, 1)
+        if seconds < 1:
+            await until(lambda: replicas.sizes == [1, 1])
+        else:
+            assert replicas.sizes == [1] and batcher.waiting == 1
+            await clients.ask(1)
+            assert replicas.sizes == [1, 2]
+
+    queued(story)
+
+
+def test_a_fixed_wait_gathers_until_it_is_over_or_the_batch_is_full():
+    async def story(replicas: Replicas, batcher: Batcher, clients: Clients) -> None:
+        await clients.ask(*[1] * 7)
+        assert replicas.sizes == []
+        await clients.ask(1, 1)
+        assert replicas.sizes == [8]
+
+    queued(story, QueueLimits(wait_seconds=1000))
+
+    async def patient(replicas: Replicas, batcher: Batcher, clients: Clients) -> None:
+        await clients.ask(1, 1)
+        await until(lambda: replicas.sizes == [2])
+
+    queued(patient, QueueLimits(wait_seconds=0.02))
+
+
+# --- faults ------------------------------------------------------------------------------------
+
+
+def test_a_lost_batch_is_computed_again_and_not_for_ever():
+    async def story(replicas: Replicas, batcher: Batcher, clients: Clients) -> None:
+        await clients.ask(2)
+        for number in range(ATTEMPTS):
+            await until(lambda number=number: len(replicas.sizes) > number)
+            replicas.finish(number, ReplicaLostError("gone"))
+        with pytest.raises(NoAnswerError, match="gone; try again") as caught:
+            await clients.answers[0]
+        assert caught.value.status == 503 and len(replicas.sizes) == ATTEMPTS
+        await until(lambda: batcher.idle)
+        assert batcher.waiting == 0
+
+    queued(story)
+
+
+def test_what_fails_is_answered_for_each_request_and_the_queue_goes_on():
+    async def story(replicas: Replicas, batcher: Batcher, clients: Clients) -> None:
+        await clients.ask(1, 8, 8, 8, 4, 4)
+        replicas.finish(0, RuntimeError("secret"))
+        await settle()
+        with pytest.raises(NoAnswerError, match=r"failed \(RuntimeError\)"):
+            await clients.answers[0]
+        assert replicas.sizes == [1, 8, 8, 8, 8]
+
+    queued(story)
+
+
+def test_a_batch_that_takes_too_long_is_given_up():
+    async def story(replicas: Replicas, batcher: Batcher, clients: Clients) -> None:
+        await clients.ask(1)
+        with pytest.raises(NoAnswerError, match=r"more than 0\.01 seconds") as caught:
+            await clients.answers[0]
+        assert caught.value.status == 504
+
+    queued(story, QueueLimits(compute_seconds=0.01))
