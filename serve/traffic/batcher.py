@@ -174,7 +174,7 @@ class Batcher:
         taken = time.monotonic() - start
         self._pace.learn(self.waiting + self._computing + size, taken)
         # The next batch leaves before these answers are written, which takes longer.
-        self._under_way.discard(asyncio.current_task())  # type: ignore[arg-type]
+        self._under_way.discard(asyncio.current_task())
         self._pump()
         for one, answer in zip(batch, answers, strict=True):
             if one.answer.done():
