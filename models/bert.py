@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from .layers.positions import RotaryPositions
+from .layers.text_attention import AttentionStyle
 from .layers.text_block import Block, build_positions, check_sizes, cut_positions, init_matrices
 from .registry import Published, register
 from .sequence import PAD, SequenceModel
@@ -42,7 +42,9 @@ class Encoder(SequenceModel):
         heads: of the attention; they divide `dim`.
         hidden: features between a block's linear layers; None for 4 `dim`.
         dropout: rate behind the embedding, in the blocks, and before the head.
-        positions: `learned`, `sinusoidal` or `rotary`.
+        positions: `learned`, `sinusoidal`, or, with full attention, `rotary` or `relative`.
+        attention: `full`, `local`, `sparse` or `linear`; see `layers/text_attention.py`.
+        window: tokens: how far one sees if `local`, how many are a block if `sparse`.
         token_types: kinds of tokens that are told apart, as BERT does the two texts of a pair.
     """
 
@@ -59,6 +61,8 @@ class Encoder(SequenceModel):
         hidden: int | None = None,
         dropout: float = 0.1,
         positions: str = "learned",
+        attention: str = "full",
+        window: int = 32,
         token_types: int = 0,
     ) -> None:
         super().__init__(num_classes, vocabulary, length, per_token, sees_ahead=True)
@@ -70,8 +74,8 @@ class Encoder(SequenceModel):
         self.token_types = token_types
         self.norm = nn.LayerNorm(dim, eps=EPSILON)
         self.dropout = nn.Dropout(dropout)
-        rotary = RotaryPositions() if positions == "rotary" else None
-        make = partial(Block, norm_first=False, activation="gelu", eps=EPSILON, rotary=rotary)
+        style = AttentionStyle(attention, window, positions, self.length)
+        make = partial(Block, norm_first=False, activation="gelu", eps=EPSILON, attention=style)
         self.layers = nn.ModuleList(
             make(dim, heads, hidden, dropout, inner_dropout=False) for _ in range(depth)
         )

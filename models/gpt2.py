@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .layers.positions import RotaryPositions
+from .layers.text_attention import AttentionStyle
 from .layers.text_block import Block, build_positions, check_sizes, cut_positions, init_matrices
 from .registry import Published, register
 from .sequence import SequenceModel, TiedHead, last_real
@@ -41,7 +41,9 @@ class Decoder(TiedHead, SequenceModel):
         heads: of the attention; they divide `dim`.
         hidden: features between a block's linear layers; None for 4 `dim`.
         dropout: rate behind the embedding and in the blocks.
-        positions: `learned`, `sinusoidal` or `rotary`.
+        positions: `learned`, `sinusoidal`, or, with full attention, `rotary` or `relative`.
+        attention: `full`, `local`, `sparse` or `linear`; see `layers/text_attention.py`.
+        window: tokens: how far one sees if `local`, how many are a block if `sparse`.
         tied: the head is the embedding's matrix (Press and Wolf, 2017), as GPT-2's; only where the
             answers are tokens. None is wherever they are.
     """
@@ -59,6 +61,8 @@ class Decoder(TiedHead, SequenceModel):
         hidden: int | None = None,
         dropout: float = 0.1,
         positions: str = "learned",
+        attention: str = "full",
+        window: int = 32,
         tied: bool | None = False,
     ) -> None:
         super().__init__(num_classes, vocabulary, length, per_token)
@@ -69,8 +73,8 @@ class Decoder(TiedHead, SequenceModel):
         self.tokens = nn.Embedding(vocabulary, dim)
         self.positions = build_positions(positions, dim, self.length)
         self.dropout = nn.Dropout(dropout)
-        rotary = RotaryPositions() if positions == "rotary" else None
-        make = partial(Block, norm_first=True, activation="gelu_tanh", rotary=rotary)
+        style = AttentionStyle(attention, window, positions, self.length, causal=True)
+        make = partial(Block, norm_first=True, activation="gelu_tanh", attention=style)
         self.layers = nn.ModuleList(
             make(dim, heads, hidden, dropout, inner_dropout=False) for _ in range(depth)
         )
@@ -122,8 +126,10 @@ class Decoder(TiedHead, SequenceModel):
             return {}
         if match := _MATRIX.fullmatch(bare):
             number, part, kind = match.groups()
-            turned, ours = tensor.T if kind == "weight" else tensor, _MATRICES[part]
-            parts = turned.chunk(len(ours))
+            turned, ours = tensor.T if tensor.ndim == 2 else tensor, _MATRICES[part]
+            parts = turned.chunk(len(ours)) if tensor.ndim else ()
+            if len(parts) != len(ours):  # no GPT-2's; the name, left as it is, will be refused
+                return {name: tensor}
             return {
                 f"layers.{number}.{own}.{kind}": one for own, one in zip(ours, parts, strict=True)
             }

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from ..base import at_least, check_rates
 from ..names import choose
 from .attention import MultiHeadAttention
-from .positions import LearnedPositions, RotaryPositions, SinusoidalPositions
+from .positions import LearnedPositions, SinusoidalPositions
+from .text_attention import AttentionStyle, look
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
@@ -39,7 +40,7 @@ class Block(nn.Module):
         activation: one of `ACTIVATIONS`.
         cross: attend to a source too.
         eps: of the norms.
-        rotary: turns queries and keys of the self-attention.
+        attention: what the self-attention is like; by default full.
         inner_dropout: drop between the linear layers too, as Vaswani's; BERT and GPT-2 don't.
     """
 
@@ -54,13 +55,15 @@ class Block(nn.Module):
         activation: str,
         cross: bool = False,
         eps: float = 1e-5,
-        rotary: RotaryPositions | None = None,
+        attention: AttentionStyle | None = None,
         inner_dropout: bool = True,
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
         self.activation = choose("activation", activation, ACTIVATIONS)
-        self.self_attn = MultiHeadAttention(dim, heads, dropout=dropout, rotary=rotary)
+        style = attention or AttentionStyle()
+        self.self_attn = style.build(dim, heads, dropout)
+        self.relative = style.build_bias(heads)
         self.norm1 = nn.LayerNorm(dim, eps)
         if cross:
             self.cross_attn = MultiHeadAttention(dim, heads, dropout=dropout)
@@ -85,14 +88,15 @@ class Block(nn.Module):
             x_NTD: the text's features.
             source_NSD: the source's, where the block attends to one.
             causal: no token sees a later one.
-            mask_NTS: which keys are seen: the source's where there is one, else the text's own.
+            mask_NTS: which keys are seen: the source's where there is one, else the text's own;
+                as `look` takes it.
         """
         own = None if source_NSD is not None else mask_NTS
-        attend = partial(self.self_attn, causal=causal, mask_NTS=own)
+        attend = partial(look, self.self_attn, causal=causal, mask_NTS=own, bias=self.relative)
         x_NTD = self._residual(x_NTD, self.norm1, attend)
         if source_NSD is not None:
-            look = partial(self.cross_attn, context_NSD=source_NSD, mask_NTS=mask_NTS)
-            x_NTD = self._residual(x_NTD, self.cross_norm, look)
+            across = partial(self.cross_attn, context_NSD=source_NSD, mask_NTS=mask_NTS)
+            x_NTD = self._residual(x_NTD, self.cross_norm, across)
         return self._residual(x_NTD, self.norm2, self._feed)
 
     def _residual(
@@ -107,11 +111,12 @@ class Block(nn.Module):
 
 
 def build_positions(name: str, dim: int, length: int) -> nn.Module:
-    """What adds positions to the tokens: `learned`, `sinusoidal`, or nothing for `rotary`."""
+    """What adds positions to the tokens; nothing where they enter the attention instead."""
     makers: dict[str, Callable[[], nn.Module]] = {
         "learned": lambda: LearnedPositions(dim, length),
         "sinusoidal": SinusoidalPositions,
         "rotary": nn.Identity,
+        "relative": nn.Identity,
     }
     return choose("positions", name, makers)()
 

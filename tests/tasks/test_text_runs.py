@@ -137,6 +137,34 @@ def _goes_on(root, tokenizer):
         answer_texts(root, ["x"])
 
 
+@pytest.mark.parametrize(
+    "style",
+    [
+        {"attention": "local", "window": 4},
+        {"attention": "sparse", "window": 8},
+        {"attention": "linear"},
+        {"positions": "relative"},
+        {"positions": "rotary"},
+    ],
+    ids=lambda style: "-".join(map(str, style.values())),
+)
+def test_a_language_model_learns_with_any_attention(style, tmp_path, topics):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "for.txt").write_text(topics["for"])
+    source = {"type": "text_folder", "path": str(folder), "length": LENGTH}
+    _, result = train(
+        tmp_path,
+        source | {"tokenizer": {"level": "character"}},
+        {"type": "transformer_decoder", "dim": 16, "depth": 1, "heads": 2, **style},
+        task={"type": "language_model"},
+        evaluate={"monitor": "val/nll", "mode": "min", "every": "1 epoch"},
+        train={"for": "3 epochs"},
+    )
+    first, *_, last = evaluations(result)
+    assert last["nll"] < 0.95 * first["nll"]
+
+
 def test_a_classifier_tells_two_help_pages_apart_and_answers_later(tmp_path, topics, capsys):
     found = []
     for name in ("specialnames", "formatstrings"):

@@ -380,7 +380,7 @@ def test_a_tied_head_is_the_embedding_and_is_kept_once(name):
         (pair if name == "transformer" else lambda **k: make(name, **given | k))(num_classes=7)
 
 
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary"])
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary", "relative"])
 def test_order_matters_with_any_positions(positions):
     model = make("transformer_encoder", positions=positions, dim=16).double()
     x = tokens(1, 8)

@@ -8,17 +8,16 @@ from pydantic import Field
 
 from orchestrator.config.base import part
 from orchestrator.config.model import BUILD
-from orchestrator.config.zoo.transformer import FreeTransformer, PublishedTransformer
+from orchestrator.config.zoo.transformer import FreeTransformer, OneText, PublishedTransformer
 
 NAMES = ("bert_base", "bert_large")
 
 
 @part("model", "transformer_encoder", build=BUILD)
-class Encoder(FreeTransformer):
+class Encoder(OneText, FreeTransformer):
     """BERT-like (Devlin et al., 2019): every token sees the whole text; for classification."""
 
     type: Literal["transformer_encoder"] = "transformer_encoder"
-    positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
     token_types: Annotated[int, Field(ge=0)] = 0
     """Kinds of tokens that are told apart; 2 in BERT, whose weights have them."""
 

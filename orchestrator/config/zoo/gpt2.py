@@ -6,17 +6,16 @@ from typing import Literal
 
 from orchestrator.config.base import part
 from orchestrator.config.model import BUILD
-from orchestrator.config.zoo.transformer import FreeTransformer, PublishedTransformer
+from orchestrator.config.zoo.transformer import FreeTransformer, OneText, PublishedTransformer
 
 NAMES = ("gpt2", "gpt2_medium", "gpt2_large", "gpt2_xl")
 
 
 @part("model", "transformer_decoder", build=BUILD)
-class Decoder(FreeTransformer):
+class Decoder(OneText, FreeTransformer):
     """GPT-like (Radford et al., 2019): no token sees a later one."""
 
     type: Literal["transformer_decoder"] = "transformer_decoder"
-    positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
     tied: bool = False
     """The head is the embedding's matrix; only for a language model."""
 

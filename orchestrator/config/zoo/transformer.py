@@ -37,7 +37,27 @@ class FreeTransformer(TextTransformer):
         return self
 
 
-class PublishedTransformer(TextTransformer):
+class OneText(TextTransformer):
+    """What those have that read one text."""
+
+    positions: Literal["learned", "sinusoidal", "rotary", "relative"] = "learned"
+    """`rotary` and `relative` need full attention."""
+    attention: Literal["full", "local", "sparse", "linear"] = "full"
+    """Which tokens one sees: all; those near; near blocks and a few; a sum without softmax."""
+    window: Positive = 32
+    """Tokens: how far one sees if `local`, how many are a block if `sparse`."""
+
+    @model_validator(mode="after")
+    def _positions_fit(self) -> Self:
+        if self.attention != "full" and self.positions in ("rotary", "relative"):
+            raise ValueError(
+                f"{self.positions} positions are of full attention, but attention is "
+                f"{self.attention}; take learned or sinusoidal positions, or attention: full"
+            )
+        return self
+
+
+class PublishedTransformer(OneText):
     """One of a published size, which may be changed."""
 
     dim: Positive | None = None
@@ -46,7 +66,6 @@ class PublishedTransformer(TextTransformer):
     """Blocks; by default the variant's."""
     heads: Positive | None = None
     """Of the attention; they divide `dim`. By default the variant's."""
-    positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
