@@ -6,10 +6,11 @@ and values from a depthwise convolution with batch norm before their linear laye
 keys and values (section 3.2). There are no positions, so images may have any size.
 
 Names, shapes and initialisation are those of the authors' code (github.com/microsoft/CvT), whose
-weights load as they are. Read there, not in the paper: scores are divided by the root of all
-channels, not of a head's; the activation is x·σ(1.702 x), an approximation of GELU; stochastic
-depth is in the last group alone. With the class token, which the last group adds, the last block's
-convolution for queries has no effect on logits, and its gradient is zero.
+weights load as they are; the library transformers' load through `CvT.key_map`, though its code
+puts the exact GELU to them. Read in the authors' code, not in the paper: scores are divided by the
+root of all channels, not of a head's; the activation is x·σ(1.702 x), an approximation of GELU;
+stochastic depth is in the last group alone. With the class token, which the last group adds, the
+last block's convolution for queries has no effect on logits, and its gradient is zero.
 
 The published stem quarters the image; the small one, 3×3 of stride 1, keeps its size.
 
@@ -261,6 +262,14 @@ class CvT(ZooModel):
         """Initialises the weight as the authors do; the bias stays PyTorch's."""
         nn.init.trunc_normal_(layer.weight, std=0.02)
 
+    @staticmethod
+    def key_map(name: str) -> str | None:
+        """Renames transformers' keys; the authors' are ours, and the two have none in common."""
+        if name.startswith(("cvt.encoder.", "layernorm.", "classifier.")):
+            for theirs, ours in _TRANSFORMERS:
+                name = name.replace(theirs, ours)
+        return name
+
     def stages(self) -> list[Stage]:
         """Named ``stem``, ``stage0.0`` … ``stage2.n`` and ``head``.
 
@@ -281,6 +290,29 @@ class CvT(ZooModel):
         return self.head(x_NC)  # type: ignore[no-any-return]
 
 
+# In this order: what is longer stands before what it contains.
+_TRANSFORMERS = (
+    ("cvt.encoder.stages.", "stage"),
+    ("embedding.convolution_embeddings.projection.", "patch_embed.proj."),
+    ("embedding.convolution_embeddings.normalization.", "patch_embed.norm."),
+    ("layers.", "blocks."),
+    ("layernorm_before.", "norm1."),
+    ("layernorm_after.", "norm2."),
+    ("attention.attention.convolution_projection_", "attn.conv_proj_"),
+    ("attention.attention.projection_", "attn.proj_"),
+    (".convolution_projection.convolution.", ".conv."),
+    (".convolution_projection.normalization.", ".bn."),
+    ("proj_query.", "proj_q."),
+    ("proj_key.", "proj_k."),
+    ("proj_value.", "proj_v."),
+    ("attention.output.dense.", "attn.proj."),
+    ("intermediate.dense.", "mlp.fc1."),
+    ("output.dense.", "mlp.fc2."),
+    ("layernorm.", "norm."),
+    ("classifier.", "head."),
+)
+
+
 def _check(pool: str, head_dim: int, depths: Sequence[int]) -> None:
     if pool not in ("token", "mean"):
         raise ValueError(f"pool must be token or mean, but got {pool!r}")
@@ -296,4 +328,7 @@ VARIANTS = {"cvt_13": Variant((1, 2, 10)), "cvt_21": Variant((1, 4, 16))}
 PARAMETERS = {"cvt_13": (19_997_480, "20M"), "cvt_21": (31_622_696, "32M")}
 for _name, _variant in VARIANTS.items():
     _count, _figure = PARAMETERS[_name]
-    register(_name, partial(CvT, _variant), Published("Wu et al., 2021", _count, "", _figure))
+    _published = Published(
+        "Wu et al., 2021", _count, "transformers:CvtForImageClassification", _figure
+    )
+    register(_name, partial(CvT, _variant), _published)

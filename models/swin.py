@@ -208,8 +208,10 @@ class SwinTransformer(ZooModel):
             state[f"{path}.relative_position_index"] = module.relative_position_index
             name, side = f"{path}.relative_position_bias_table", 2 * module.window - 1
             theirs = state.get(name)
-            old = 0 if theirs is None else round(len(theirs) ** 0.5)
-            if theirs is not None and old != side and old * old == len(theirs):
+            if theirs is None or theirs.ndim != 2:
+                continue
+            old = round(len(theirs) ** 0.5)
+            if old != side and old * old == len(theirs):
                 state[name] = resample_grid(theirs, (old, old), (side, side))
                 notes.append(f"{path}: biases are resampled from {old}×{old} to {side}×{side}")
         return notes

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,10 +28,10 @@ class WeightsMismatch(ValueError):  # noqa: N818 - what callers catch is a misma
 
 @dataclass(frozen=True)
 class Report:
-    """What `load_weights` did beyond copying.
+    """What `load_weights` did beyond copying, or `check_weights` found that it would.
 
     Attributes:
-        loaded: tensors that were copied.
+        loaded: tensors that are copied.
         head_replaced: the file's class count when it differs; the head was left as it was.
         stem_summed: whether the first convolution's colours were summed up to one channel.
         adapted: what the model itself changed, a note each.
@@ -41,7 +43,7 @@ class Report:
     adapted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        notes = [f"{self.loaded} tensors loaded"]
+        notes = [f"{self.loaded} tensors"]
         if self.head_replaced is not None:
             notes.append(f"the head, of {self.head_replaced} classes in the file, starts fresh")
         if self.stem_summed:
@@ -68,7 +70,27 @@ def load_weights(model: nn.Module, path: str | Path, *, key_map: KeyMap | None =
     Raises:
         WeightsMismatch: if the file can't be read, or names or shapes differ.
     """
-    path = Path(path)
+    state, report = _fitted(model, Path(path), key_map)
+    model.load_state_dict({**model.state_dict(), **state})
+    return report
+
+
+def check_weights(model: nn.Module, path: str | Path, *, key_map: KeyMap | None = None) -> Report:
+    """Reads a file as `load_weights` does, but copies nothing.
+
+    Args:
+        model: what the weights are for; it may be on the meta device.
+        path, key_map: as for `load_weights`.
+
+    Raises:
+        WeightsMismatch: as `load_weights`.
+    """
+    return _fitted(model, Path(path), key_map)[1]
+
+
+def _fitted(
+    model: nn.Module, path: Path, key_map: KeyMap | None
+) -> tuple[dict[str, torch.Tensor], Report]:
     state = _converted(_read(path), _tensor_map(model, key_map))
     own = model.state_dict()
     adapt = getattr(model, "adapt_weights", None)
@@ -84,8 +106,7 @@ def load_weights(model: nn.Module, path: str | Path, *, key_map: KeyMap | None =
             f"{path} does not fit {type(model).__name__}:\n  " + "\n  ".join(problems) + "\n"
             "Choose the model, and its options, that these weights were trained with."
         )
-    model.load_state_dict({**own, **state})
-    return Report(len(state), head_replaced, stem_summed, adapted)
+    return state, Report(len(state), head_replaced, stem_summed, adapted)
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
@@ -101,18 +122,42 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             return dict(load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise WeightsMismatch(f"{path} can't be read as weights: {_first_line(error)}") from error
+        raise WeightsMismatch(
+            f"{path} can't be read as weights: {_reason(error)}. It is damaged, or something else; "
+            "fetch or save it again"
+        ) from error
     except Exception as error:  # the unpickler's own errors have no common base
         raise WeightsMismatch(
-            f"{path} holds more than tensors, so it is refused: {_first_line(error)}. "
+            f"{path} holds more than tensors, so it is refused: {_reason(error)}. "
             "Save its state_dict() alone"
         ) from error
-    if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
+    return _plain(path, state)
+
+
+def _plain(path: Path, state: Any) -> dict[str, torch.Tensor]:
+    """What a file holds, if that is a state dict."""
+    way_out = "save model.state_dict() alone"
+    if isinstance(state, Mapping):
+        inner = [key for key, value in state.items() if _is_state_dict(value) and value]
+        if inner:
+            way_out = f"there is one in its entry {inner[0]!r}: save that alone"
+    if not _is_state_dict(state):
         raise WeightsMismatch(
-            f"{path} must hold a state dict, a mapping from names to tensors; "
-            "save model.state_dict() alone"
+            f"{path} must hold a state dict, a mapping from names to tensors; {way_out}"
+        )
+    odd = [f"{n} ({t.layout})" for n, t in state.items() if t.layout is not torch.strided]
+    if odd:
+        raise WeightsMismatch(
+            f"{path} must hold dense tensors alone; {_listed('others are', odd)[0]}; save those "
+            "as dense ones"
         )
     return dict(state)
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in value.items()
+    )
 
 
 def _tensor_map(model: nn.Module, key_map: KeyMap | None) -> TensorMap | None:
@@ -179,10 +224,16 @@ def _differences(
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
+    kinds = [
+        f"{name} {state[name].dtype} in the file, {own[name].dtype} in the model"
+        for name in own
+        if name in state and own[name].is_floating_point() and not state[name].is_floating_point()
+    ]
     return [
         *_listed("missing from the file", missing),
         *_listed("unknown to the model", sorted(set(state) - set(own))),
         *_listed("of another shape", shapes),
+        *_listed("no floating-point numbers", kinds),
     ]
 
 
@@ -193,5 +244,9 @@ def _listed(what: str, items: list[str]) -> list[str]:
     return [f"{what}: {', '.join(items[:_SHOWN])}{more}"]
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _reason(error: Exception) -> str:
+    """Why a file was not read, without PyTorch's advice to run the code that is in it."""
+    text = str(error).strip()
+    if found := re.search(r"GLOBAL (\S+)", text):
+        return f"it needs {found[1]}"
+    return re.split(r"\.\s|\n", text or type(error).__name__)[0].rstrip(".")

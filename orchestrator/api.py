@@ -256,6 +256,7 @@ class Plan:
     Attributes:
         sizes: samples of each split.
         shape: of one sample; see `DataInfo`.
+        weights: what `model.weights` gives the network; None where it names no file.
         trials: of a sweep.
         memory: what each engine takes, what fits, and a proposal; None where it was not asked for,
             or where the network can't run without numbers.
@@ -270,6 +271,7 @@ class Plan:
     total_steps: int
     parameters: int
     trainable: int
+    weights: str | None
     trials: int
     workers: int
     batch_size: int
@@ -279,7 +281,7 @@ class Plan:
 
 
 def plan(config: ExperimentConfig, *, memory: bool = False, address: str | None = None) -> Plan:
-    """Reads the data and builds the network without memory (on the meta device).
+    """Reads the data and the weights file, and builds the network on the meta device.
 
     Args:
         memory: plan memory and work too.
@@ -288,7 +290,8 @@ def plan(config: ExperimentConfig, *, memory: bool = False, address: str | None 
 
     Raises:
         ResourceError: if the cluster can't be reached, or has no place for a worker.
-        UserError: for a model that does not fit the data, a pattern that freezes nothing, …
+        UserError: for a model that does not fit the data, weights that do not fit the model, a
+            pattern that freezes nothing, …
     """
     load_plugins(config.plugins)
     loader = build_loader(config, SingleWorker("cpu"))
@@ -302,6 +305,7 @@ def plan(config: ExperimentConfig, *, memory: bool = False, address: str | None 
         steps_of(config, per_epoch),
         size.parameters,
         size.trainable,
+        size.weights,
         config.sweep.trials if config.sweep else 0,
         config.scale.workers,
         config.train.batch_size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from orchestrator.config.base import build, resolve
 from orchestrator.config.model import ImportedModel, Model, misfit
 from orchestrator.errors import UserError, WeightsError
 from orchestrator.models.registry import create, create_sequence_model
-from orchestrator.models.weights import WeightsMismatch, load_weights
+from orchestrator.models.weights import Report, WeightsMismatch, check_weights, load_weights
 from orchestrator.optim.names import match_parameters
 
 
@@ -25,6 +25,7 @@ def build_network(
     per_token: bool = False,
     load: bool = True,
     recompute: bool = False,
+    tell: Callable[[str], None] = lambda note: None,
 ) -> nn.Module:
     """The network of a section, on the current default device.
 
@@ -37,6 +38,7 @@ def build_network(
         per_token: whether each token has an answer, or the whole text one.
         recompute: keep few activations for the backward pass and compute the others again.
         load: read `weights` where the section names a file, and freeze what it says.
+        tell: called with what was loaded, and what was changed or left out for it.
 
     Raises:
         WeightsError: if the weights file does not fit.
@@ -52,15 +54,32 @@ def build_network(
     if not isinstance(network, nn.Module):
         raise UserError(f"model {section.type}: {type(network).__name__} is no torch.nn.Module")
     if load and section.weights:
-        try:
-            load_weights(network, Path(section.weights))
-        except (WeightsMismatch, OSError) as error:
-            raise WeightsError(f"model.weights: {error}") from error
+        report = _weights(load_weights, network, section.weights)
+        tell(f"{section.weights}: {report}")
     if load:
         freeze(network, section.freeze)
     if recompute:
         _checkpoint_activations(network, section)
     return network
+
+
+def describe_weights(network: nn.Module, section: Model) -> str | None:
+    """What loading the section's weights file would do, a network of the meta device being enough.
+
+    Returns:
+        None where the section names no file.
+
+    Raises:
+        WeightsError: if the file does not fit.
+    """
+    return str(_weights(check_weights, network, section.weights)) if section.weights else None
+
+
+def _weights(read: Callable[[nn.Module, Path], Report], network: nn.Module, file: str) -> Report:
+    try:
+        return read(network, Path(file))
+    except (WeightsMismatch, OSError) as error:
+        raise WeightsError(f"model.weights: {error}") from error
 
 
 def _checkpoint_activations(network: nn.Module, section: Model) -> None:

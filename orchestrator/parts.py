@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,7 @@ class Parts:
     Attributes:
         reader: what shares of data, metrics and predictions are counted by; see `reader`.
         choice: what the memory plan chose, where the file left the engine to it.
+        weights: what the file's weights gave the network; empty where it names none.
     """
 
     config: ExperimentConfig
@@ -55,6 +56,7 @@ class Parts:
     loader: Loader
     engine: Engine
     choice: Choice | None = None
+    weights: str = ""
 
     def close(self) -> None:
         """Frees memory, devices and background work."""
@@ -79,8 +81,9 @@ def prepare(
     measured: list[auto.Measurement | Trial] = []
     if auto.is_open(config):
         config, measured = auto.resolve(config, task=task, loader=loader, worker=worker)
-    engine = build_engine(config, task=task, loader=loader, worker=worker)
-    return Parts(config, worker, view, task, loader, engine, choice), measured
+    told: list[str] = []
+    engine = build_engine(config, task=task, loader=loader, worker=worker, tell=told.append)
+    return Parts(config, worker, view, task, loader, engine, choice, next(iter(told), "")), measured
 
 
 def build_loader(config: ExperimentConfig, worker: Worker) -> Loader:
@@ -114,10 +117,18 @@ def _loader(
     return loader
 
 
-def build_engine(config: ExperimentConfig, *, task: Task, loader: Loader, worker: Worker) -> Engine:
+def build_engine(
+    config: ExperimentConfig,
+    *,
+    task: Task,
+    loader: Loader,
+    worker: Worker,
+    tell: Callable[[str], None] = lambda note: None,
+) -> Engine:
     """The engine that a file asks for, around a freshly initialised network.
 
     Phases of unfreezing and an average of the weights are put around it where the file has them.
+    What the file's weights gave the network is told whenever a network is built.
     """
     _check_device(config, worker)
     unfreeze = config.train.unfreeze
@@ -130,7 +141,7 @@ def build_engine(config: ExperimentConfig, *, task: Task, loader: Loader, worker
         )
 
     def of_phase(phase: int, state: Mapping[str, torch.Tensor] | None) -> Engine:
-        network = _network(config, task, loader)
+        network = _network(config, task, loader, tell)
         if state is not None:
             network.load_state_dict(state)
         freeze_until(network, [one.parameters for one in unfreeze], phase)
@@ -157,7 +168,9 @@ def _check_device(config: ExperimentConfig, worker: Worker) -> None:
         )
 
 
-def _network(config: ExperimentConfig, task: Task, loader: Loader) -> nn.Module:
+def _network(
+    config: ExperimentConfig, task: Task, loader: Loader, tell: Callable[[str], None]
+) -> nn.Module:
     """The network of a file, freshly initialised by its seed."""
     torch.manual_seed(derive(config.seed, INIT))
     network = build_network(
@@ -167,6 +180,7 @@ def _network(config: ExperimentConfig, task: Task, loader: Loader) -> nn.Module:
         vocabulary=loader.info.vocabulary,
         per_token=task.per_token,
         recompute=config.train.checkpoint_activations,
+        tell=tell,
     )
     set_training_samples(network, loader.info.sizes["train"])
     return network

@@ -76,6 +76,8 @@ def run(
                 opened.events.record("auto", parts.choice.why, **parts.choice.changes)
             for one in measured:
                 opened.events.record("auto", str(one), **vars(one))
+            if parts.weights:
+                opened.events.record("weights", parts.weights)
             _describe(paths, parts, opened)
             for name in keep_code(paths, named_modules(parts.config)):
                 opened.events.record("environment", f"changed since the run began: {name}")

@@ -20,7 +20,7 @@ from orchestrator.engine.pipeline_cut import check_pipeline
 from orchestrator.errors import CheckpointError, OrchError, OutOfMemoryError
 from orchestrator.finish import RunResult, export
 from orchestrator.host import SingleWorker, Worker, restarted_by
-from orchestrator.networks import build_network, freeze, freeze_until
+from orchestrator.networks import build_network, describe_weights, freeze, freeze_until
 from orchestrator.optim.groups import parameter_groups
 from orchestrator.parts import build_loader, prepare, steps_of, use_threads
 from orchestrator.plan import engine as auto_engine
@@ -127,18 +127,23 @@ class Prepared:
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """How many parameters a network has, and how many of them learn."""
+    """How many parameters a network has, and how many of them learn.
+
+    Attributes:
+        weights: what its weights file gives it; None where the file names none.
+    """
 
     parameters: int
     trainable: int
+    weights: str | None
 
 
 def describe_network(config: ExperimentConfig, task: Task, loader: Loader) -> NetworkSize:
     """Builds the file's network without memory, on the meta device, to see that it fits the data.
 
     Raises:
-        UserError: for options that are impossible for this input, or a pattern of parameters
-            that matches nothing.
+        UserError: for options that are impossible for this input, a pattern of parameters that
+            matches nothing, or a weights file that does not fit.
     """
     with torch.device("meta"):
         network = build_network(
@@ -150,13 +155,16 @@ def describe_network(config: ExperimentConfig, task: Task, loader: Loader) -> Ne
             load=False,
             recompute=config.train.checkpoint_activations,
         )
+    weights = describe_weights(network, config.model)  # type: ignore[arg-type]
     freeze(network, config.model.freeze)  # type: ignore[attr-defined]
     freeze_until(network, [one.parameters for one in config.train.unfreeze], 0)
     parameter_groups(network, config.optimizer)  # type: ignore[arg-type]
     check_pipeline(config.engine, network, task)
     sizes = [(one.numel(), one.requires_grad) for one in network.parameters()]
     return NetworkSize(
-        sum(count for count, _ in sizes), sum(count for count, learns in sizes if learns)
+        sum(count for count, _ in sizes),
+        sum(count for count, learns in sizes if learns),
+        weights,
     )
 
 
@@ -166,8 +174,10 @@ def prepare_sweep(*, worker: Worker, config: ExperimentConfig) -> Prepared:
     use_threads(config)
     loader = build_loader(config, SingleWorker(worker.device))
     task: Task = build("task", config.task)
-    describe_network(config, task, loader)
+    size = describe_network(config, task, loader)
     notes = list(loader.info.notes)
+    if size.weights:
+        notes.append(f"model.weights: {size.weights}")
     if auto_engine.is_open(config):
         config, choice = auto_engine.choose_engine(
             config, task=task, info=loader.info, worker=worker

@@ -49,7 +49,12 @@ def import_transformers() -> ModuleType:
     with _findable():
         import transformers
 
-        for name in ("BertForSequenceClassification", "BertForPreTraining", "GPT2LMHeadModel"):
+        for name in (
+            "BertForSequenceClassification",
+            "BertForPreTraining",
+            "CvtForImageClassification",
+            "GPT2LMHeadModel",
+        ):
             getattr(transformers, name)
     return transformers
 

@@ -46,6 +46,8 @@ def _show_run(config: ExperimentConfig, plan: api.Plan) -> None:
     click.echo(f"data    {config.data.source.type}: {splits}; a sample is {shape}")
     frozen = plan.parameters - plan.trainable
     click.echo(f"model   {config.model.type}: {plan.parameters:,} parameters, {frozen:,} frozen")
+    if plan.weights:
+        click.echo(f"weights {plan.weights}")
     click.echo(
         f"steps   {plan.total_steps:,} of {plan.batch_size} samples, "
         f"{plan.steps_per_epoch:,} an epoch ({config.train.duration})"

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 @click.command("validate")
 @click.argument("arguments", nargs=-1, required=True, metavar="CONFIG... [KEY=VALUE]...")
 @click.option(
-    "--build", is_flag=True, help="Read the data and build the network too, without memory."
+    "--build",
+    is_flag=True,
+    help="Read data and weights too, and build the network, without memory.",
 )
 @json_option
 def validate_command(arguments: tuple[str, ...], build: bool, as_json: bool) -> int:
@@ -43,29 +45,32 @@ def _report(file: Path, overrides: list[str], build: bool) -> dict[str, Any]:
 
     try:
         config = load_config(file, overrides)
-        if build:
-            _build(config)
+        built = _build(config) if build else {}
     except ConfigError as error:
         problems = [{"where": p.where, "key": p.key, "message": p.message} for p in error.problems]
         return {"file": str(file), "ok": False, "problems": problems, "text": str(error)}
-    return {"file": str(file), "ok": True, "name": config.name, "digest": config_digest(config)}
+    facts = {"name": config.name, "digest": config_digest(config), **built}
+    return {"file": str(file), "ok": True, **facts}
 
 
-def _build(config: ExperimentConfig) -> None:
-    """The second phase: does the network fit the data?"""
+def _build(config: ExperimentConfig) -> dict[str, str]:
+    """The second phase: does the network fit the data, and do the weights fit the network?"""
     from orchestrator import api
 
     try:
-        api.plan(config)
+        found = api.plan(config)
     except ConfigError:
         raise
     except UserError as error:
         raise ConfigError(str(error)) from error
+    return {"weights": found.weights} if found.weights else {}
 
 
 def _show(report: dict[str, Any]) -> None:
     if report["ok"]:
         click.echo(f"{report['file']}: ok (name {report['name']}, digest {report['digest'][:12]})")
+        if report.get("weights"):
+            click.echo(f"  model.weights: {report['weights']}")
         return
     count = len(report["problems"])
     click.echo(report["text"], err=True)

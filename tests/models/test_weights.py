@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from orchestrator import models
-from orchestrator.models.weights import WeightsMismatch, load_weights
+from orchestrator.models.weights import WeightsMismatch, check_weights, load_weights
 
 
 def make(classes: int = 4, channels: int = 3, name: str = "resnet18", seed: int = 0, **options):
@@ -37,7 +37,31 @@ def test_a_file_makes_models_equal(tmp_path, suffix):
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(fresh(x), trained.eval()(x))
     assert report.loaded == len(fresh.state_dict())
-    assert str(report) == f"{report.loaded} tensors loaded"
+    assert str(report) == f"{report.loaded} tensors"
+
+
+def test_files_from_before_pytorch_1_6_load(tmp_path):
+    trained, fresh = make(seed=1), make(seed=2)
+    path = tmp_path / "old.pth"
+    torch.save(trained.state_dict(), path, _use_new_zipfile_serialization=False)
+    load_weights(fresh, path)
+    assert torch.equal(fresh.fc.weight, trained.fc.weight)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16", "swin_tiny"])
+def test_a_file_is_checked_without_memory_for_the_network(tmp_path, name):
+    options = {"width": 0.125} if name == "resnet18" else {"embed_dim": 96}
+    large = models.create(name, num_classes=7, in_channels=3, image_size=64, **options)
+    path = saved(tmp_path, large.state_dict())
+    given = {"num_classes": 3, "in_channels": 1, "image_size": 32, **options}
+    with torch.device("meta"):
+        empty = models.create(name, **given)
+    fresh = models.create(name, **given)
+    before = {key: value.clone() for key, value in fresh.state_dict().items()}
+    found = check_weights(fresh, path)
+    assert all(torch.equal(value, before[key]) for key, value in fresh.state_dict().items())
+    assert found == check_weights(empty, path) == load_weights(fresh, path)
+    assert (found.head_replaced, found.stem_summed) == (7, True)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_small"])
@@ -117,7 +141,8 @@ class Bomb:
 
 def test_a_file_with_code_is_refused_unrun(tmp_path, capsys):
     path = saved(tmp_path, {"conv1.weight": Bomb()}, ".pth")
-    with pytest.raises(WeightsMismatch, match=r"holds more than tensors, so it is refused"):
+    said = r"holds more than tensors, so it is refused: it needs print\. Save its"
+    with pytest.raises(WeightsMismatch, match=said):
         load_weights(make(), path)
     assert capsys.readouterr().out == ""
 
@@ -142,3 +167,26 @@ def test_no_file_and_no_state_dict(tmp_path):
         load_weights(make(), tmp_path / "none.pth")
     with pytest.raises(WeightsMismatch, match="must hold a state dict"):
         load_weights(make(), saved(tmp_path, {"epoch": 3, "model": {}}, ".pth"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {"state_dict": s, "epoch": 3}, r"there is one in its entry 'state_dict': save"),
+        (lambda s: dict(enumerate(s.values())), r"a mapping from names to tensors; save model"),
+        (lambda s: [s], r"must hold a state dict, a mapping from names to tensors; save model"),
+        (lambda s: s["fc.weight"], r"must hold a state dict"),
+        (lambda s: s | {"fc.weight": s["fc.weight"].to_sparse()}, r"dense tensors alone; others"),
+        (lambda s: s | {"fc.weight": torch.zeros(())}, r"another shape: fc\.weight \(\) in the f"),
+        (
+            lambda s: s | {"fc.weight": s["fc.weight"].to(torch.complex64)},
+            r"no floating-point numbers: fc\.weight torch\.complex64 in the file, torch\.float32",
+        ),
+        (lambda s: s | {"bn1.weight": s["bn1.weight"].to(torch.int8)}, r"bn1\.weight torch\.int8"),
+        (lambda s: {}, r"missing from the file: conv1\.weight"),
+    ],
+)
+def test_files_that_hold_something_else(tmp_path, change, message):
+    path = saved(tmp_path, change(make().state_dict()), ".pth")
+    with pytest.raises(WeightsMismatch, match=message):
+        load_weights(make(), path)

@@ -5,7 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from orchestrator import models
+from orchestrator.models.cvt import HEADS, VARIANTS, QuickGELU
 from orchestrator.models.pvt_v2 import PyramidVisionTransformer
+from tests.zoo.small import settle
 
 CVT = {"head_dim": 8, "depths": (1, 2, 2), "drop_path": 0.0}
 
@@ -178,6 +180,46 @@ def test_cvts_parameters_are_the_authors_names_and_the_papers_sizes():
     found = {key: v.numel() for key, v in state.items() if not key.endswith(statistics)}
     assert found == expected
     assert sum(expected.values()) == models.published("cvt_13").parameters
+
+
+def transformers_cvt(transformers, depths, head_dim):
+    sizes = {"depth": list(depths), "embed_dim": [head_dim * heads for heads in HEADS]}
+    config = transformers.CvtConfig(**sizes, drop_path_rate=[0.0, 0.0, 0.0])
+    return transformers.CvtForImageClassification(config)
+
+
+@pytest.mark.parametrize("name", ["cvt_13", "cvt_21"])
+def test_cvts_public_weights_load(name, transformers):
+    with torch.device("meta"):
+        model = models.create(name, num_classes=1000)
+        theirs = transformers_cvt(transformers, VARIANTS[name].depths, VARIANTS[name].head_dim)
+        theirs.classifier = torch.nn.Linear(theirs.classifier.in_features, 1000)
+    shapes = {model.key_map(key): value.shape for key, value in theirs.state_dict().items()}
+    assert shapes == {key: value.shape for key, value in model.state_dict().items()}
+    count = sum(p.numel() for p in theirs.parameters())
+    assert count == models.published(name).parameters
+    assert set(map(model.key_map, shapes)) == set(shapes)  # the authors' names are ours
+
+
+def test_cvt_answers_as_transformers(transformers):
+    """Given the activation that the authors trained with, which transformers has not."""
+    torch.manual_seed(0)
+    options = CVT | {"depths": (1, 2, 3)}  # fewer in the last group, and theirs fails
+    theirs = transformers_cvt(transformers, options["depths"], options["head_dim"]).double()
+    for module in theirs.modules():
+        if hasattr(module, "activation"):
+            module.activation = QuickGELU()
+    for parameter in theirs.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+    x = images(64).double()
+    settle(theirs, x)
+    ours = create("cvt_13", size=64, stem="imagenet", **options).double().eval()
+    ours.reset_head(theirs.classifier.out_features)
+    ours.load_state_dict({ours.key_map(key): v for key, v in theirs.state_dict().items()})
+    with torch.inference_mode():
+        expected = theirs(x).logits
+        assert expected.std(0).mean() > 1e-2
+        torch.testing.assert_close(ours(x), expected, rtol=1e-8, atol=1e-8)
 
 
 def test_cvts_class_token_leaves_the_last_filter_of_queries_idle():

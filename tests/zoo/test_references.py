@@ -13,7 +13,11 @@ PUBLISHED = {
     for name in models.names()
     if (known := models.published(name)) and known.vocabulary is None
 }
-REFERENCED = {name: known.reference for name, known in PUBLISHED.items() if known.reference}
+REFERENCED = {
+    name: known.reference
+    for name, known in PUBLISHED.items()
+    if known.reference.startswith(("torchvision:", "timm:"))
+}
 NORMS = {f"efficientnet_b{n}": (1e-5, 0.1) if n < 5 else (1e-3, 0.01) for n in range(8)}
 
 

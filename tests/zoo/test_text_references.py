@@ -19,7 +19,9 @@ GPT2 = {"dim": 16, "depth": 2, "heads": 4}
 PUBLISHED = {
     name: known
     for name in models.names()
-    if (known := models.published(name)) and known.reference.startswith("transformers:")
+    if (known := models.published(name))
+    and known.reference.startswith("transformers:")
+    and known.vocabulary is not None
 }
 
 
@@ -193,6 +195,14 @@ def test_a_head_is_found_where_it_was_tied(transformers, tmp_path):
     with torch.inference_mode():
         expected = theirs.transformer(tokens[:1]).last_hidden_state[:, -1]
         close(classifier.forward_features(tokens[:1]), expected)
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 2)])
+def test_a_matrix_that_is_no_gpt2s_is_named(shape, tmp_path):
+    path = tmp_path / "gpt2.safetensors"
+    save_file({"h.0.attn.c_attn.weight": torch.zeros(shape)}, path)
+    with pytest.raises(WeightsError, match=r"unknown to the model: h\.0\.attn\.c_attn\.weight"):
+        network(path, outputs=VOCABULARY, per_token=True, type="gpt2", **GPT2)
 
 
 def test_what_does_not_fit_says_why(transformers, tmp_path):
