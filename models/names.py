@@ -12,7 +12,8 @@ T = TypeVar("T")
 def nearest(name: str, known: Iterable[str]) -> str:
     """Names the right choices nearest to `name`, or all of them when none is near."""
     choices = list(known)
-    near = difflib.get_close_matches(name, choices, n=3)
+    begun = [choice for choice in choices if name and choice.startswith(name)][:3]
+    near = begun or difflib.get_close_matches(name, choices, n=3)
     if near:
         return "did you mean " + " or ".join(map(repr, near)) + "?"
     return "choose from: " + (", ".join(choices) or "nothing")

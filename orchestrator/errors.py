@@ -119,8 +119,9 @@ class ConfigError(UserError):
 
 def suggest(name: object, known: Iterable[str]) -> str:
     """Names the right choices nearest to ``name``, or all of them when none is near."""
-    choices = sorted(known)
-    near = difflib.get_close_matches(str(name), choices, n=3, cutoff=0.6)
+    choices, text = sorted(known), str(name)
+    begun = [choice for choice in choices if text and choice.startswith(text)][:3]
+    near = begun or difflib.get_close_matches(text, choices, n=3, cutoff=0.6)
     if near:
         return "did you mean " + " or ".join(repr(choice) for choice in near) + "?"
     shown = ", ".join(choices[:20]) + (", …" if len(choices) > 20 else "")

@@ -63,6 +63,7 @@ def make(name="resnet18", **given):
     ("given", "message"),
     [
         ({"name": "resnet19"}, r"unknown model 'resnet19'; did you mean 'resnet9' or 'resnet1"),
+        ({"name": "vit_large"}, r"unknown model 'vit_large'; did you mean 'vit_large_patch16'\?"),
         ({"name": "zzz"}, r"unknown model 'zzz'; choose from: .*, efficientnet, "),
         ({"widht": 0.5}, r"resnet18 has no option 'widht'; did you mean 'width'\?"),
         ({"phi": 1.0}, r"no option 'phi'; choose from: stem, width, dropout, zero_init"),
