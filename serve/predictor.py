@@ -79,7 +79,10 @@ class SinglePredictor:
         version: str = "1",
     ) -> None:
         if spec.tokenizer is not None:
-            raise RunFolderError(f"{name} reads text, and can't be a member of an ensemble")
+            raise RunFolderError(
+                f"{name} reads text, so it answers to .txt files, not to images, and can't be a "
+                "member of an ensemble"
+            )
         self.card = ModelCard(name, spec.shape, spec.label_names, version=version)
         self.spec = spec
         self._device = torch.device(device)

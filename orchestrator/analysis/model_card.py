@@ -123,6 +123,8 @@ def _section(name: str, overrides: Sequence[str]) -> Model:
     source = {"source": {"type": "synthetic"}}
     document = Document({"name": "show", "data": source, "model": {"type": name}})
     keys = [text if text.startswith("model.") else f"model.{text}" for text in overrides]
+    if named := [key for key in keys if key.startswith("model.type=")]:
+        raise UserError(f"the model is {name}, so leave {named[0].removeprefix('model.')} out")
     problems = apply_changes(document, [parse_override(key) for key in keys])
     config, findings = validate(document.values)
     problems += [finding.problem(document) for finding in findings]

@@ -166,6 +166,7 @@ def test_a_plugins_model():
         (["gru", "--size", "9"], "gru reads tokens, so leave --size out"),
         (["resnet50", "--classes", "0"], "0 is not in the range"),
         (["import"], "model.target: is missing"),
+        (["resnet50", "type=vgg11"], "the model is resnet50, so leave type=vgg11 out"),
         (["import", "target=torch.nn:Nothing"], "torch.nn has no attribute 'Nothing'"),
         (["import", "target=torch.nn:NLLLoss"], "does not run on an input of 3×32×32"),
         ([], "Missing argument 'MODEL'"),

@@ -256,6 +256,10 @@ def _mistakes(tmp_path):
     yield Csv(path=str(path), label="y"), "at least two classes"
     path = table(tmp_path / "c.csv", ("text", "y"), [])
     yield Csv(path=str(path), label="y"), "has no rows"
+    (tmp_path / "d.csv").write_text("")
+    yield Csv(path=str(tmp_path / "d.csv"), label="y"), "d.csv is empty; its first line must name"
+    path = table(tmp_path / "e.csv", ("y", "text"), [("a", "t"), ("b",)])
+    yield Csv(path=str(path), label="y"), "line 3: there is no 'text'; mend or remove the row"
     (tmp_path / "both").mkdir()
     table(tmp_path / "both" / "train.csv", ("text", "y"), [("t", "a"), ("u", "b")])
     table(tmp_path / "both" / "test.csv", ("text", "y"), [("t", "c")])

@@ -63,7 +63,9 @@ def _read(path: Path, config: Csv) -> Table:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file, delimiter=config.delimiter, strict=True)
-            there = table.fieldnames or []
+            there = table.fieldnames
+            if not there:
+                raise DataError(f"{path} is empty; its first line must name the columns")
             missing = [name for name in (config.text, answer) if name not in there]
             if missing:
                 raise DataError(
@@ -76,7 +78,8 @@ def _read(path: Path, config: Csv) -> Table:
         raise DataError(f"{path} can't be read as UTF-8 CSV: {error}") from error
     for text, label, line in found:
         if text is None or not label:
-            raise DataError(f"{path}, line {line}: there is no {answer!r}; mend or remove the row")
+            lacks = config.text if text is None else answer
+            raise DataError(f"{path}, line {line}: there is no {lacks!r}; mend or remove the row")
     if not found:
         raise DataError(f"{path} has no rows")
     return [text for text, _, _ in found], [label for _, label, _ in found]
