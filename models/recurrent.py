@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .base import at_least, check_rates
-from .layers.alignment import average
+from .layers.alignment import AttentionPool
 from .layers.dropouts import VariationalDropout, Zoneout, time_mask
 from .registry import register
 from .sequence import PAD, SequenceModel, count_real, last_real, take
@@ -155,23 +155,6 @@ def reversal(tokens_NT: torch.Tensor) -> torch.Tensor:
     return torch.where(back_NT >= 0, back_NT, place_T)
 
 
-class AttentionPool(nn.Module):
-    """The average of all states by a learned weight (Yang et al., 2016, equations 5 to 7).
-
-    Layers: `proj` (W, b) and `context` (the word vector u).
-    """
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(dim, dim)
-        self.context = nn.Linear(dim, 1, bias=False)
-
-    def forward(self, x_NTD: torch.Tensor, tokens_NT: torch.Tensor) -> torch.Tensor:
-        """Returns [N, D]; padding has no weight."""
-        scores_N1T = self.context(torch.tanh(self.proj(x_NTD))).transpose(1, 2)
-        return average(scores_N1T, x_NTD, (tokens_NT != PAD)[:, None])[0][:, 0]
-
-
 class Recurrent(SequenceModel):
     """The network: embedding, layers, a pool over time, and the linear layer `head`.
 
@@ -261,7 +244,7 @@ class Recurrent(SequenceModel):
         if self.per_token:
             return x_NTD
         if self.pool == "attention":
-            return self.attention(x_NTD, tokens_NT)  # type: ignore[no-any-return]
+            return self.attention(x_NTD, tokens_NT != PAD)  # type: ignore[no-any-return]
         if self.pool == "last":
             last_ND = last_real(x_NTD, tokens_NT)
             if not self.bidirectional:

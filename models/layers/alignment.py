@@ -1,7 +1,8 @@
 """Alignment of a decoder's states with an encoder's: additive and multiplicative attention.
 
 Both score every source position for every query, and average the sources by the softmax of the
-scores; the weights come back too, because they are the alignment that one looks at.
+scores; the weights come back too, because they are the alignment that one looks at. Where one
+learned query is all there is, attention is a pool over the sources.
 
 Axes: N batch, T queries (decoder's steps), S source positions, Q features of a query, D features
 of a source, A features that scores are computed in.
@@ -112,3 +113,23 @@ class MultiplicativeAttention(nn.Module):
         """Returns the averaged sources [N, T, D] and the weights [N, T, S]; see `average`."""
         scores_NTS = query_NTQ @ self.source_proj(source_NSD).transpose(1, 2)
         return average(scores_NTS, source_NSD, mask_NTS)
+
+
+class AttentionPool(nn.Module):
+    """The average of all sources by a learned weight (Yang et al., 2016, equations 5 to 7).
+
+    Layers: `proj` (W, b) and `context` (the word vector u).
+
+    Args:
+        dim: features of a source, D.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, dim)
+        self.context = nn.Linear(dim, 1, bias=False)
+
+    def forward(self, source_NSD: torch.Tensor, real_NS: torch.Tensor) -> torch.Tensor:
+        """Returns [N, D]; what is not real, such as padding, has no weight."""
+        scores_N1S = self.context(torch.tanh(self.proj(source_NSD))).transpose(1, 2)
+        return average(scores_N1S, source_NSD, real_NS[:, None])[0][:, 0]
