@@ -89,8 +89,9 @@ class DeepSpeedEngine:
         self._stored = store_channels_last(self.model) if zero_flattens else {}
         self._penalised = penalised(self.model)
         with self._membership.or_leave():
-            self._optimizer = build_deepspeed_optimizer(config, optimizer, self.model, worker)
+            # First what is refused at once: CPU-Adam takes a minute to compile.
             settings = deepspeed_config(config, train, self.model, worker.device)
+            self._optimizer = build_deepspeed_optimizer(config, optimizer, self.model, worker)
             self._engine = self._initialize(settings)
         if self._channels_last and self._stage == 0:
             set_memory_format(self.model, torch.channels_last)
