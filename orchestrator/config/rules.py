@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -121,11 +122,11 @@ def _batches(config: ExperimentConfig) -> Iterator[Finding]:
             f"but got batch_size={batch}, workers={workers}",
             also,
         )
-    elif isinstance(micro, int) and workers > 1 and micro * workers > batch:
+    elif isinstance(micro, int) and workers > 1 and micro > (most := math.ceil(batch / workers)):
         yield Finding(
             ("train", "micro_batch"),
-            "micro_batch × scale.workers <= batch_size must hold, "
-            f"but got {micro} × {workers} > {batch}; at most {batch // workers}, or auto",
+            "must not exceed a worker's share, batch_size / scale.workers rounded up, "
+            f"but got {micro} × {workers} > {batch}; at most {most}, or auto",
             (*also, ("train", "batch_size")),
         )
 

@@ -41,6 +41,10 @@ def space(text):
             "got 16 × 2 > 16; at most 8, or auto",
         ),
         (
+            ["scale.workers=2", "train.batch_size=17", "train.micro_batch=10"],
+            "got 10 × 2 > 17; at most 9, or auto",
+        ),
+        (
             ["train.unfreeze=[{at: 0 steps, parameters: [fc]}]"],
             "must be above 0; what learns from the start needs no entry",
         ),
@@ -79,6 +83,7 @@ def test_what_does_not_fit_together(overrides, said):
     [
         ["evaluate={monitor: val/loss, mode: min}"],
         ["scale.workers=2", "train.batch_size=16", "train.micro_batch=8"],
+        ["scale.workers=2", "train.batch_size=17", "train.micro_batch=9"],
         ["train.batch_size=3", "scale.workers=3"],
         ["schedule={type: cosine, warmup: 4 epochs}"],
         ["schedule={type: cosine, warmup: 500 steps}"],

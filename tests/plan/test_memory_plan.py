@@ -243,6 +243,13 @@ def test_then_half_the_micro_batch():
     assert choice.micro_batch * choice.accumulation == plan.config.train.batch_size
 
 
+def test_a_batch_that_workers_do_not_divide_gives_a_file_that_holds():
+    plan = planner(workers=2, **{"train.batch_size": 17, "train.micro_batch": "auto"})
+    choice = plan.choose()
+    assert (choice.micro_batch, choice.accumulation) == (9, 1)
+    assert derive(plan.config, choice.changes).train.micro_batch == 9
+
+
 def test_nothing_fits():
     plan = planner(room=MIB)
     with pytest.raises(ResourceError, match="even one sample a forward pass takes at least"):
