@@ -3,8 +3,9 @@
 With m micro-batches and p even stages that cost nothing to join, p processes would take
 (m + p − 1) / (m p) of one process's time: while the first and the last micro-batch pass through,
 stages wait. The efficiency T(one) / (p T(p)) is compared with that ideal, m / (m + p − 1). The cut
-is measured first, as a run does; stages are cut whole, so the parts are not even, and the ideal can
-be reached only as far as their balance allows. Both sides take turns in one run. Run with
+is measured first, as a run does; stages are cut whole, so the parts are not even: the longest sets
+the pace, and the benchmark also prints what share of the ideal is left by that alone. Freed memory
+is kept on both sides, as in a run. Both sides take turns in one run. Run with
 ``python -m benchmarks.pipeline_step [--networks …]``; prints JSON.
 """
 
@@ -26,6 +27,7 @@ import torch.multiprocessing
 
 from benchmarks.common import alternate, machine
 from benchmarks.train_step import BATCH, FixedLoader, network
+from orchestrator.allocator import keep_freed_memory
 from orchestrator.config.base import Part, build
 from orchestrator.config.engines import PipelineEngineConfig, PlainEngineConfig
 from orchestrator.config.optimizers import AdamW
@@ -51,16 +53,24 @@ def micro_batches() -> GlobalBatch:
     return GlobalBatch(0, 0, BATCH, tuple(parts), tuple(range(MICRO_BATCHES)))
 
 
-def measured_cut(name: str, precision: str) -> tuple[tuple[int, ...], float]:
-    """The cut, and its balance: the mean of its parts' times by the longest one's."""
+def measured_cut(name: str, precision: str) -> tuple[tuple[int, ...], list[float]]:
+    """The cut, and the measured seconds of a micro-batch in each of its parts."""
     model = set_memory_format(network(name).train(), torch.channels_last)
     batch = place_inputs(micro_batches().micro_batches[0], torch.device("cpu"), True)
     with autocast(torch.device("cpu"), precision):
         seconds = stage_seconds(model, batch.inputs)
     cut = balanced(seconds, STAGES)
     places = iter(seconds)
-    longest = max(sum(itertools.islice(places, count)) for count in cut)
-    return cut, sum(seconds) / STAGES / longest
+    return cut, [sum(itertools.islice(places, count)) for count in cut]
+
+
+def even_share(parts: list[float]) -> float:
+    """The share of the ideal that parts of these seconds could reach if nothing else cost time.
+
+    All but one of the micro-batches pass at the pace of the longest part, and one through all.
+    """
+    together = (MICRO_BATCHES - 1) * max(parts) + sum(parts)
+    return (MICRO_BATCHES + STAGES - 1) * sum(parts) / STAGES / together
 
 
 def engine_of(config: Part, name: str, precision: str, worker: Worker) -> Engine:
@@ -92,7 +102,7 @@ def timed(engine: Engine, steps: int) -> Callable[[], float]:
 def measure(worker: Worker, name: str, precision: str, rounds: int) -> dict[str, Any]:
     """Both sides in turn; while rank 0 trains alone the others wait."""
     found_cut = measured_cut(name, precision) if worker.is_main else None
-    cut, balance = worker.broadcast(found_cut)
+    cut, parts = worker.broadcast(found_cut)
     config = PipelineEngineConfig(stages=STAGES, cut=cut)
     together = engine_of(config, name, precision, worker)
     run_together = timed(together, STEPS[name])
@@ -117,15 +127,17 @@ def measure(worker: Worker, name: str, precision: str, rounds: int) -> dict[str,
     ideal = MICRO_BATCHES / (MICRO_BATCHES + STAGES - 1)
     efficiency = faster / STAGES
     found["cut"] = list(cut)
-    found["balance"] = round(balance, 3)
+    found["milliseconds of the parts"] = [round(1e3 * part, 2) for part in parts]
     found["efficiency"] = round(efficiency, 3)
     found["ideal"] = round(ideal, 3)
     found["share of the ideal"] = round(efficiency / ideal, 3)
+    found["share that the cut allows"] = round(even_share(parts), 3)
     return found
 
 
 def rank(number: int, folder: str, arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
     store = dist.FileStore(f"{folder}/store", STAGES)
     dist.init_process_group("gloo", store=store, rank=number, world_size=STAGES)
     worker = GroupWorker()
