@@ -12,7 +12,7 @@ T = TypeVar("T")
 def nearest(name: str, known: Iterable[str]) -> str:
     """Names the right choices nearest to `name`, or all of them when none is near."""
     choices = list(known)
-    begun = [choice for choice in choices if name and choice.startswith(name)][:3]
+    begun = [choice for choice in choices if len(name) > 2 and choice.startswith(name)][:3]
     near = begun or difflib.get_close_matches(name, choices, n=3)
     if near:
         return "did you mean " + " or ".join(map(repr, near)) + "?"

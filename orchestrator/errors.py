@@ -120,7 +120,7 @@ class ConfigError(UserError):
 def suggest(name: object, known: Iterable[str]) -> str:
     """Names the right choices nearest to ``name``, or all of them when none is near."""
     choices, text = sorted(known), str(name)
-    begun = [choice for choice in choices if text and choice.startswith(text)][:3]
+    begun = [choice for choice in choices if len(text) > 2 and choice.startswith(text)][:3]
     near = begun or difflib.get_close_matches(text, choices, n=3, cutoff=0.6)
     if near:
         return "did you mean " + " or ".join(repr(choice) for choice in near) + "?"

@@ -171,7 +171,7 @@ _TREES = st.recursive(
 @example("%YAML 9999999999999999999999.1\n---\na")
 @example("? ")
 @example("a: !<")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_is_read_or_refused(text):
     try:
         parse_yaml(text, "f")
@@ -181,7 +181,7 @@ def test_any_text_is_read_or_refused(text):
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_bytes_are_read_or_refused(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
     path.write_bytes(content)
@@ -190,7 +190,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, content):
 
 
 @given(tree=st.dictionaries(_KEYS, _TREES, max_size=5), override=st.text(max_size=20))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_mapping_is_an_experiment_or_refused(tree, override):
     from orchestrator.config.load import config_from_mapping
 

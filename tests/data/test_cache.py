@@ -33,6 +33,8 @@ class Counted(Part):
 def load_counted(config: Counted, cache) -> SourceData:
     with Path(config.path + ".log").open("a") as log:
         log.write(f"{os.getpid()}\n")
+    while Path(config.path + ".hold").exists():
+        time.sleep(0.01)
     time.sleep(0.3)
     images = np.arange(4 * 3 * 3, dtype=np.uint8).reshape(4, 3, 3, 1)
     samples = Samples({"image": images}, {"label": np.array([0, 1, 0, 1])})
@@ -80,12 +82,15 @@ def test_processes_that_come_at_once_decode_once(tmp_path):
 
 def test_a_killed_writer_leaves_nothing_that_counts(tmp_path):
     config = Counted(path=str(tmp_path / "data"))
+    hold = Path(config.path + ".hold")
+    hold.touch()
     process = multiprocessing.get_context("fork").Process(target=open_source, args=(config,))
     process.start()
     while not Path(config.path + ".log").exists():
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
+    hold.unlink()
     found = open_source(config)
     assert times_decoded(config) == 2
     assert [p.name for p in found.folder.parent.iterdir() if p.suffix == ".tmp"] == []

@@ -16,7 +16,7 @@ small = st.integers(1, 12)
 
 
 @given(groups, small, st.integers(0, 2**31), st.integers(0, 5), small)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_sample_once_an_epoch(sizes, batch_size, seed, epoch, window):
     plan = EpochPlan(sizes, batch_size, seed, window)
     batches = plan.global_batches(epoch)
@@ -27,7 +27,7 @@ def test_every_sample_once_an_epoch(sizes, batch_size, seed, epoch, window):
 
 
 @given(groups, small, st.integers(0, 2**31), small)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_plan_is_a_pure_function_of_seed_and_epoch(sizes, batch_size, seed, window):
     first, second = (EpochPlan(sizes, batch_size, seed, window) for _ in range(2))
     second.global_batches(7)  # what was asked before does not matter
@@ -37,7 +37,7 @@ def test_a_plan_is_a_pure_function_of_seed_and_epoch(sizes, batch_size, seed, wi
 
 
 @given(st.integers(1, 60), small, small, st.integers(1, 5), st.integers(0, 9))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_ranks_share_each_batch_whatever_their_number(samples, batch_size, micro, world, start):
     """Every rank's micro-batches together are the global batch, from any cursor on."""
     plan = EpochPlan([samples], batch_size, 0)

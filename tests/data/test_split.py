@@ -13,7 +13,7 @@ shares = st.floats(0, 0.45)
 
 
 @given(labels, shares, shares, st.integers(0, 99), st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_each_sample_goes_to_one_split_and_each_class_is_trained(y, val, select, seed, stratify):
     found = split(y, SplitConfig(val=val, select=select, seed=seed, stratify=stratify))
     assert sorted(np.concatenate(list(found.values()))) == list(range(len(y)))

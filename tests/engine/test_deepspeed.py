@@ -256,9 +256,10 @@ def test_offloaded_adam_steps_as_pytorchs(optimizer):
 def test_compressed_gradients_are_rounded_alike_on_both_ranks(tmp_path):
     script = tmp_path / "compressed.py"
     script.write_text(COMPRESSED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", script]
+    # Standalone: a port of its own, not the one that every launcher takes by default.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*command, "--", str(tmp_path)], capture_output=True, text=True, timeout=120
+        [*launch, script, "--", str(tmp_path)], capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = torch.load(tmp_path / "steps.pt")

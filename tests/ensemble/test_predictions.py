@@ -83,7 +83,7 @@ def test_shapes_and_labels_must_fit():
         Predictions(ids, np.array([0, 1, 2]), np.zeros((3, 2), np.float32))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(arrays(np.float32, (5, 3), elements=st.floats(-100, 100, width=32)))
 def test_softmax_accuracy_and_nll_equal_the_references(logits):
     labels = np.array([0, 1, 2, 0, 1])

@@ -80,7 +80,7 @@ def test_greedy_reaches_the_optimum_where_two_models_complete_each_other():
     assert best == 0 == reference_loss([members[0], members[1]], "logits", "accuracy")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 2**31), min_size=1, max_size=6), st.integers(1, 8))
 def test_greedy_is_never_worse_than_the_best_single(seeds, size):
     members = [draw(seed, samples=15) for seed in seeds]

@@ -94,7 +94,7 @@ class Lab:
         process.send_signal(sig)
 
 
-def wait_for(condition, process, why: str, seconds: float = 120) -> None:
+def wait_for(condition, process, why: str, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None:
@@ -119,7 +119,7 @@ def alive_in_session(leader: int) -> list[str]:
     return found
 
 
-def assert_nothing_left(leader: int, seconds: float = 30) -> None:
+def assert_nothing_left(leader: int, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while left := alive_in_session(leader):
         assert time.monotonic() < deadline, f"left behind: {left}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 ORCH = Path(sys.executable).parent / "orch"
 
 NETWORK = '''
@@ -43,7 +43,7 @@ def doctor(folder, *arguments):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
     )
 
 

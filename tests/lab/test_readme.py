@@ -50,6 +50,7 @@ def readers_folder(lab, monkeypatch):
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(900)
 def test_every_command_of_the_tour(readers_folder):
     lab = readers_folder
     assert SERVED in LINES
@@ -72,7 +73,7 @@ def test_every_command_of_the_tour(readers_folder):
         if "--resume" in words:
             process = lab.start(*(word for word in words if word != "--resume"))
             lab.kill_at(process, f"tour-{number}", 1, signal.SIGINT)
-            assert process.wait(60) == 130
+            assert process.wait(240) == 130
         if words[0] == "distill":
             words += RUN
         if words[0] == "doctor":

@@ -36,6 +36,7 @@ def test_a_whole_pipeline_and_a_second_sweep_of_the_name(lab):
     assert "name=" in again.stderr
 
 
+@pytest.mark.timeout(900)
 def test_a_killed_driver_repeats_no_finished_trial(lab):
     process = lab.start("sweep", "sweep.yaml", "distill=null")
     wait_for(lambda: len(finished_trials(lab, "lab")) >= 2, process, "no two trials finished")
@@ -50,7 +51,7 @@ def test_a_killed_driver_repeats_no_finished_trial(lab):
     for trial, status in before.items():
         assert after[trial] == status, f"trial {trial} ran again"
     # Ray's agents try for a minute to tell their killed servers before they end.
-    assert_nothing_left(process.pid, seconds=100)
+    assert_nothing_left(process.pid)
 
 
 def test_a_killed_worker_is_replaced_and_the_trial_goes_on(lab):
@@ -72,7 +73,7 @@ def test_ctrl_c_leaves_nothing(lab):
     process = lab.start("sweep", "sweep.yaml", "distill=null", "ensemble=null")
     wait_for(lambda: len(lab.lines("lab/trials/000")) > 2, process, "trial 000 never logged")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=90)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 130, err
     assert "--resume" in err
     assert_nothing_left(process.pid)

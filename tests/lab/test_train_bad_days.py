@@ -6,6 +6,8 @@ import json
 import resource
 import signal
 
+import pytest
+
 from tests.lab.conftest import wait_for
 
 TIMES = ("samples_per_second",)
@@ -33,6 +35,7 @@ def test_killed_and_resumed_is_the_uninterrupted_run_to_the_bit(lab):
     assert lab.status("killed")["restarts"] == 1
 
 
+@pytest.mark.timeout(900)
 def test_an_unfinished_run_asks_for_resume_and_a_finished_one_for_a_name(lab):
     process = lab.start("train", "lab.yaml")
     lab.kill_at(process, "lab", step=10)
@@ -53,7 +56,7 @@ def test_an_unfinished_run_asks_for_resume_and_a_finished_one_for_a_name(lab):
 def test_ctrl_c_checkpoints_and_resume_goes_on(lab):
     process = lab.start("train", "lab.yaml")
     lab.kill_at(process, "lab", step=20, sig=signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 130, err
     assert "--resume" in out
     status = lab.status("lab")
@@ -74,7 +77,7 @@ def test_two_runs_into_one_folder(lab):
     step = lab.lines("lab")[-1]["step"]
     wait_for(lambda: lab.lines("lab")[-1]["step"] > step, first, "the first one was disturbed")
     first.send_signal(signal.SIGINT)
-    _, err = first.communicate(timeout=60)
+    _, err = first.communicate(timeout=240)
     assert first.returncode == 130, err
 
 

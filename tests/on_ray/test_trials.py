@@ -160,7 +160,7 @@ def test_nothing_is_left_behind(host, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", None)
     host.run_trials(Stream(job("a")), ONE, concurrency=1)
     assert list(tmp_path.iterdir()) == []
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert ray.available_resources()["CPU"] == 2
@@ -197,12 +197,13 @@ def test_ctrl_c_lets_running_trials_end_in_order(tmp_path):
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+        started = [tmp_path / f"{name}-started" for name in "ab"]
+        deadline = time.monotonic() + 120
+        while not all(one.exists() for one in started):
+            assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.1)
-        time.sleep(1.0)  # for the second trial to be under way as well
         os.kill(process.pid, signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=120)
     finally:
         process.kill()
     # Two ran and wrote their checkpoint; neither counts as finished, and the third never began.

@@ -80,13 +80,13 @@ def where(worker, started, seconds=60.0, resume=False):
     return node
 
 
-def work_until_interrupted(worker, folder):
+def work_until_interrupted(worker, folder, started="started"):
     """As training does: SIGINT asks for a checkpoint at the next step."""
     asked = []
     before = signal.signal(signal.SIGINT, lambda *_: asked.append(True))
-    (Path(folder) / "started").touch()
+    (Path(folder) / started).touch()
     try:
-        for _ in range(600):
+        for _ in range(1800):
             time.sleep(0.1)
             if asked:
                 (Path(folder) / "checkpoint").touch()
@@ -134,4 +134,4 @@ def group_trial(worker, steps, closed=None, fail_at=None, die_at=None, marker=No
 
 def interruptible_trial(worker, folder, name):
     yield {"step": 0}
-    (Path(folder) / f"{name}-{work_until_interrupted(worker, folder)}").touch()
+    (Path(folder) / f"{name}-{work_until_interrupted(worker, folder, f'{name}-started')}").touch()

@@ -185,7 +185,7 @@ def test_several_writers_lose_nothing(registry, runs):
         subprocess.Popen([sys.executable, "-c", code, str(runs), *(f"copy{n}" for n in part)])
         for part in (range(12), range(12, 24))
     ]
-    assert [one.wait(60) for one in writers] == [0, 0]
+    assert [one.wait(200) for one in writers] == [0, 0]
     versions = registry.versions("many")
     assert [one.version for one in versions] == list(range(1, 25))
     assert {one.path for one in versions} == {f"copy{n}" for n in range(24)}

@@ -205,7 +205,9 @@ needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl
 
 
 def curl(live: Live, path: str, *more: str) -> dict[str, Any]:
-    command = ["curl", "-sS", "--max-time", "20", *more, live.url + path]
+    # It waits for leave to send a large body a second only, and then sends it all the same.
+    limits = ["--max-time", "60", "--expect100-timeout", "60"]
+    command = ["curl", "-sS", *limits, *more, live.url + path]
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
 

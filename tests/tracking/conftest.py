@@ -37,17 +37,18 @@ class Server:
         self._wait()
 
     def _wait(self) -> None:
-        for _ in range(200):
+        end = time.monotonic() + 120
+        while True:
             try:
-                urllib.request.urlopen(self.url, timeout=1).close()
+                urllib.request.urlopen(self.url, timeout=10).close()
                 return
             except OSError:
                 assert self.process.poll() is None, (self.folder / "log").read_text()
+                assert time.monotonic() < end, "the server did not start"
                 time.sleep(0.1)
-        raise AssertionError("the server did not start")
 
     def rows(self, query: str, *values: object) -> list[tuple]:
-        with sqlite3.connect(self.folder / "openwandb.db") as database:
+        with sqlite3.connect(self.folder / "openwandb.db", timeout=60) as database:
             return database.execute(query, values).fetchall()
 
     def run(self, id: str) -> dict:
@@ -63,7 +64,7 @@ class Server:
     def stop(self, how: int = signal.SIGTERM) -> None:
         if self.process.poll() is None:
             self.process.send_signal(how)
-            self.process.wait(timeout=20)
+            self.process.wait(timeout=60)
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +115,7 @@ def start(tmp_path):
 def end():
     """Waits for a process; nothing may have been printed."""
 
-    def end(process: subprocess.Popen, timeout: float = 60) -> None:
+    def end(process: subprocess.Popen, timeout: float = 200) -> None:
         out, err = process.communicate(timeout=timeout)
         assert (process.returncode, out, err) == (0, "", "")
 

@@ -88,7 +88,8 @@ def test_one_network_in_onnx(tmp_path, pixels, precision, near):
         assert precision == "fp32" or difference > 1e-7
 
 
-def test_the_fastest_is_chosen_and_kept(ensemble, pixels):
+def test_the_fastest_is_chosen_and_kept(ensemble, pixels, monkeypatch):
+    monkeypatch.setattr("orchestrator.serve.executors.choose._PATIENCE_SECONDS", 600)
     found = load_executor(ensemble, "e", "1", ServeConfig())
     rows = found.run(pixels, None).probabilities
     assert np.abs(rows - expected(ensemble, pixels)).max() <= 1e-5

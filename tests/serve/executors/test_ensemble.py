@@ -130,9 +130,9 @@ def test_side_by_side_a_hung_member_is_left_out(front, pixels):
     forwards = [hung, front.networks[1], front.networks[2]]
     executor = MembersExecutor(front, forwards, "", 8, Patience(quorum=2), threads=2)
     strict = MembersExecutor(front, forwards, "", 8, Patience(quorum=3), threads=2)
+    logits = members_logits(front, pixels)
     try:
         found = executor.run(pixels, 1.0)
-        logits = members_logits(front, pixels)
         expected = combined({1: logits[1], 2: logits[2]}, front.card.combine)
         assert np.abs(found.probabilities - expected).max() <= 1e-6
         assert (found.members, found.late) == (2, True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -195,11 +197,18 @@ def test_a_window_is_judged_once_and_then_forgotten(reference, digits):
     assert window.verdict.state == "major" and window.alarms == 1
 
 
-def test_watching_has_a_budget():
+def test_watching_has_a_budget(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(
+        "orchestrator.serve.monitor.windows.time", SimpleNamespace(monotonic=lambda: now)
+    )
     budget = Budget()
-    taken = [budget.take(1000) for _ in range(100)]
-    # A burst of 64 samples, eight of a request, and then what time gives back.
-    assert taken[:8] == [8] * 8 and sum(taken) < 72
+    # A burst of 64 samples, eight of a request, and then what time gives back: 32 a second.
+    assert [budget.take(1000) for _ in range(100)] == [8] * 8 + [0] * 92
+    now += 0.125
+    assert [budget.take(1000) for _ in range(2)] == [4, 0]
+    now += 60
+    assert sum(budget.take(1000) for _ in range(100)) == 64
 
 
 def test_samples_are_described_in_another_thread(reference, digits):

@@ -9,10 +9,15 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.config.serving import ServeConfig
+from orchestrator.serve.backend import Answer, Computed, Seen
+from orchestrator.serve.cards import ModelCard
 from orchestrator.serve.control.table import VersionSpec
 from orchestrator.serve.monitor.recent import STAGES, Recent
+from orchestrator.serve.monitor.trace import Trace
 from orchestrator.serve.monitor.values import plain
-from tests.serve.live import Live, live_server
+from orchestrator.serve.monitor.versions import VersionWatch
+from orchestrator.serve.monitor.windows import Describer
+from tests.serve.live import Live, live_server, until
 from tests.serve.serving import SHAPE, encode, make_run
 
 PLAIN = ServeConfig(executor="torch")
@@ -25,6 +30,7 @@ TRAFFIC = {
     "requests_per_step": 1000,
     "shadows": ["3"],
 }
+SHADOW = {"model": "shoes", "outcome": "answered", "version": "3", "role": "shadow"}
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +48,8 @@ def live(tmp_path_factory):
         for path in ("/predict/made-up", "/predict/shoes?version=made-up", "/made-up"):
             assert server.client.post(path, content=PNG).status_code == 404
         assert server.client.post("/predict/shoes", content=b"x").status_code == 400
+        # Nobody waits for a shadow but who counts its answers.
+        until(lambda: of(samples(server), "orch_version_requests_total", **SHADOW) is not None)
         yield server
 
 
@@ -64,7 +72,7 @@ def test_every_version_is_counted_by_its_role(live):
     common = {"model": "shoes", "outcome": "answered"}
     assert of(found, "orch_version_requests_total", version="2", role="canary", **common) == 6
     assert of(found, "orch_version_requests_total", version="1", role="answers", **common) == 1
-    shadow = of(found, "orch_version_requests_total", version="3", role="shadow", **common)
+    shadow = of(found, "orch_version_requests_total", **SHADOW)
     assert shadow is not None and 1 <= shadow <= 6
     for version, role in (("1", "answers"), ("2", "canary"), ("3", "shadow")):
         executor = live.link.table.models["shoes"].versions[version].started.executor
@@ -84,10 +92,21 @@ def test_every_stage_of_an_answer_is_timed(live):
         seconds[stage] = of(found, "orch_stage_seconds_sum", stage=stage, **labels)
         assert seconds[stage] >= 0
     total = seconds.pop("total")
-    assert sum(seconds.values()) == pytest.approx(total, rel=0.35) and total > 0
+    assert 0 < sum(seconds.values()) <= total
     assert of(found, "orch_batch_samples_count", **labels) == 6
     # Nobody sends a shadow's request, so it is received and decoded by nobody.
     assert not of(found, "orch_stage_seconds_count", stage="receive", model="shoes", version="3")
+
+
+def test_stages_are_what_lies_between_a_requests_times():
+    """Head 2 s, body 3 s, decoded 3.5 s, computed 3.75 to 4.75 s, told of at 5 s."""
+    card = ModelCard("shoes", SHAPE, ("bag", "boot"))
+    answer = Answer(Computed(np.array([[0.25, 0.75]], np.float32)), "1", 0.25, 1.0, batch=3)
+    trace = Trace("a", arrived=2.0, received=3.0)
+    seen = Seen("shoes", "1", np.zeros((1, *SHAPE), np.uint8), answer, False, 3.5, trace=trace)
+    stages = VersionWatch(card, Describer()).see(seen, now=5.0)
+    expected = {"receive": 1.0, "decode": 0.5, "queue": 0.25, "compute": 1.0, "total": 3.0}
+    assert dict(zip(STAGES, stages, strict=True)) == expected
 
 
 def test_requests_are_counted_whoever_answered(live):

@@ -137,8 +137,8 @@ def test_arrays_that_are_not_there_are_refused(arrays):
 # --- sockets -----------------------------------------------------------------------------------
 
 
-async def until(done, seconds: float = 10) -> None:
-    async with asyncio.timeout(seconds):
+async def until(done) -> None:
+    async with asyncio.timeout(60):
         while not done():
             await asyncio.sleep(0.005)
 
