@@ -28,6 +28,7 @@ from orchestrator.plan import engine as auto_engine
 from orchestrator.plan.memory_plan import Choice
 from orchestrator.run_folder.paths import resolve_target
 from orchestrator.seeding import INIT, derive
+from orchestrator.smallest_batch import check_smallest_batch
 from orchestrator.tasks.base import Task
 from orchestrator.tasks.distill import TEACHER
 from orchestrator.teacher import (
@@ -78,6 +79,7 @@ def prepare(
         )
         loader.close()
         loader = build_loader(config, view)
+    check_smallest_batch(config, task, loader.info)
     measured: list[auto.Measurement | Trial] = []
     if auto.is_open(config):
         config, measured = auto.resolve(config, task=task, loader=loader, worker=worker)

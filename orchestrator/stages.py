@@ -28,6 +28,7 @@ from orchestrator.recipe import begin_again, run
 from orchestrator.run_folder.checkpoint import Checkpoints
 from orchestrator.run_folder.paths import RunPaths
 from orchestrator.run_folder.status import Status
+from orchestrator.smallest_batch import check_smallest_batch
 from orchestrator.tasks.base import Task
 
 
@@ -160,6 +161,7 @@ def describe_network(config: ExperimentConfig, task: Task, loader: Loader) -> Ne
     freeze_until(network, [one.parameters for one in config.train.unfreeze], 0)
     parameter_groups(network, config.optimizer)  # type: ignore[arg-type]
     check_pipeline(config.engine, network, task)
+    check_smallest_batch(config, task, loader.info)
     sizes = [(one.numel(), one.requires_grad) for one in network.parameters()]
     return NetworkSize(
         sum(count for count, _ in sizes),

@@ -96,6 +96,16 @@ def micro_batches(ids: np.ndarray, count: int) -> list[np.ndarray]:
     return np.array_split(ids, count)
 
 
+def smallest_micro_batch(samples: int, batch_size: int, count: int) -> int:
+    """Samples of the smallest micro-batch of an epoch, of those that have any.
+
+    Args:
+        count: micro-batches of a global batch.
+    """
+    last = samples % batch_size or batch_size
+    return max(1, min(last, batch_size, samples) // count)
+
+
 def share(count: int, rank: int, world_size: int) -> range:
     """Which of ``range(count)`` a rank computes: contiguous blocks, in the order of ranks."""
     return range(count * rank // world_size, count * (rank + 1) // world_size)

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.data.plan import EpochPlan, micro_batch_count, micro_batches, share
+from orchestrator.data.plan import (
+    EpochPlan,
+    micro_batch_count,
+    micro_batches,
+    share,
+    smallest_micro_batch,
+)
 from orchestrator.data.shuffle import permutation
 from orchestrator.errors import DataError
 
@@ -52,6 +58,15 @@ def test_ranks_share_each_batch_whatever_their_number(samples, batch_size, micro
         assert numbers == list(range(count))
         assert np.array_equal(np.concatenate([cuts[number] for number in numbers]), ids)
         assert {len(share(count, rank, world)) for rank in range(world)} == {count // world}
+
+
+@given(st.integers(1, 60), small, small, st.integers(1, 5))
+@settings(max_examples=100)
+def test_the_smallest_micro_batch_is_known_beforehand(samples, batch_size, micro, world):
+    count = micro_batch_count(batch_size, micro, world)
+    batches = EpochPlan([samples], batch_size, 0).global_batches(0)
+    sizes = [len(cut) for ids in batches for cut in micro_batches(ids, count)]
+    assert smallest_micro_batch(samples, batch_size, count) == min(filter(None, sizes))
 
 
 def test_worked_example_of_a_short_last_batch():
