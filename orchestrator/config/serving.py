@@ -170,7 +170,7 @@ class ServeConfig(Config):
     """Samples in one forward pass; `auto` measures where more bring nothing."""
     batch_wait_ms: NonNegative | Literal["auto"] = "auto"
     """How long a batch that is not full waits although a replica is free; `auto` divides what is
-    under way evenly, and waits for such a share for half of a batch's time at most."""
+    under way evenly, and waits for such a share for half of the time that batches take."""
     deadline_ms: Annotated[float, Field(gt=0)] | None = None
     """By when an ensemble answers with the members that are done, if they are `quorum`."""
     quorum: Positive = 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -124,7 +123,7 @@ class Batcher:
         while self._queue and len(self._under_way) < self.pool.capacity:
             size = self._pace.size(self.waiting + self._computing)
             if self.waiting < size and (wait := self._time_to_fill()) > 0:
-                if self._timer is None and math.isfinite(wait):
+                if self._timer is None:
                     self._timer = asyncio.get_running_loop().call_later(wait, self._fire)
                 return
             if batch := self._take(size):
@@ -142,8 +141,10 @@ class Batcher:
         self._pump()
 
     def _time_to_fill(self) -> float:
-        patience = self._pace.patience(len(self._under_way))
-        return self._queue[0].arrived + patience - time.monotonic()
+        one, patience = self._queue[0], self._pace.patience(len(self._under_way))
+        if one.due is not None:
+            patience = min(patience, (one.due - one.arrived) / 2)
+        return one.arrived + patience - time.monotonic()
 
     def _take(self, most: int) -> list[_Waiting]:
         """The next batch; requests whose client has left, or whose time is up, are not in it."""
@@ -172,7 +173,9 @@ class Batcher:
         finally:
             self._computing -= size
         taken = time.monotonic() - start
-        self._pace.learn(self.waiting + self._computing + size, taken)
+        if not all(isinstance(one, NoAnswerError) for one in answers):
+            part = min(1.0, self.pool.max_batch / size)
+            self._pace.learn(self.waiting + self._computing + size, part * taken)
         # The next batch leaves before these answers are written, which takes longer.
         self._under_way.discard(asyncio.current_task())
         self._pump()

@@ -8,15 +8,16 @@ itself. So what is under way is divided evenly: a share for each replica, and on
 
 from __future__ import annotations
 
-import math
-
 from orchestrator.serve.traffic.pool import Pool
 
 _DECAY = 0.8
 """Of what was outstanding before, with each batch: a load that falls is noticed within a few."""
 _SMOOTH = 0.3
 _PATIENCE = 0.5
-"""Of a batch's time, that a share which is not full waits although a replica is idle."""
+"""Of the time that batches take, there and back: so long a share that is not full waits although
+a replica is idle."""
+_BUSY = 2.0
+"""The same while all are busy: one of them should have become idle by then."""
 
 
 class EvenPace:
@@ -36,25 +37,26 @@ class EvenPace:
         Args:
             outstanding: samples that wait or are computed.
         """
-        even = math.ceil(max(outstanding, self._level) / self._pool.shares)
+        even = int(max(outstanding, self._level) / self._pool.shares)
         return max(1, min(self._pool.max_batch, even))
 
     def patience(self, batches: int) -> float:
-        """Seconds that a smaller batch waits; infinite where every replica is busy anyway.
+        """Seconds that a smaller batch waits; long where every replica has something to do.
 
         Args:
             batches: that are under way.
         """
         if not batches:
             return 0.0
-        return _PATIENCE * self._seconds if batches < self._pool.replicas else math.inf
+        return (_PATIENCE if batches < self._pool.replicas else _BUSY) * self._seconds
 
     def learn(self, outstanding: int, seconds: float) -> None:
         """Takes in that a batch was computed.
 
         Args:
             outstanding: as `size` takes it, that batch included.
-            seconds: that it took, to the replica and back.
+            seconds: that it took, to the replica and back; of a longer one than `max_batch`, the
+                part that so many samples take.
         """
         self._level = max(outstanding, _DECAY * self._level)
         self._seconds += _SMOOTH * (seconds - self._seconds) if self._seconds else seconds

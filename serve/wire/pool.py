@@ -50,7 +50,11 @@ class WirePool:
 
     @property
     def shares(self) -> int:
-        """One for each replica and one that gathers; as many as replicas are counted by."""
+        """One for each replica and one that gathers.
+
+        Where batches under way are what replicas are counted by, as many as there may be: with
+        fewer, a load would never ask for another replica.
+        """
         return self.capacity if self._spare else self.replicas + 1
 
     def meet(self, places: Sequence[Place]) -> None:

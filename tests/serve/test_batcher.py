@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -107,10 +107,10 @@ def queued(
 
 def test_what_is_outstanding_is_divided_evenly():
     pace = EvenPace(Replicas())
-    assert [pace.size(n) for n in (1, 3, 4, 10, 24, 25, 1000)] == [1, 1, 2, 4, 8, 8, 8]
+    assert [pace.size(n) for n in (1, 5, 6, 10, 24, 27, 1000)] == [1, 1, 2, 3, 8, 8, 8]
     pace.learn(20, 1.0)
     # What was outstanding a moment ago comes back, so a share does not shrink at once.
-    assert pace.size(1) == math.ceil(20 / 3)
+    assert pace.size(1) == 6
     for _ in range(20):
         pace.learn(1, 1.0)
     assert pace.size(1) == 1
@@ -123,8 +123,8 @@ def test_a_share_waits_for_half_of_a_batch_s_time_where_a_replica_is_idle():
     assert [pace.patience(n) for n in (0, 1, 2, 3)] == [
         0.0,
         pytest.approx(0.2),
-        math.inf,
-        math.inf,
+        pytest.approx(0.8),
+        pytest.approx(0.8),
     ]
 
 
@@ -143,24 +143,22 @@ def test_a_load_goes_in_even_batches():
     async def story(replicas: Replicas, batcher: Batcher, clients: Clients) -> None:
         batcher._pace.learn(0, 1000)
         await clients.ask(*[1] * 8)
-        # Shares of 1, 1, 1 and, of the five that are outstanding then, 2; three more than fit.
-        assert replicas.sizes == [1, 1, 1, 2] and batcher.waiting == 3
-        for number in range(4):
+        assert replicas.sizes == [1, 1, 1, 1] and batcher.waiting == 4
+        for number in range(4):  # a third of the eight that were outstanding is two
             replicas.finish(number)
             await settle()
-        assert replicas.sizes == [1, 1, 1, 2, 3] and batcher.waiting == 0
-        # A share for the replica that is idle, the next one while both are busy, and what is
-        # less than a share waits until one is idle.
-        await clients.ask(*[1] * 6)
-        assert replicas.sizes[5:] == [2, 3] and batcher.waiting == 1
-        for number in (4, 5, 6):
-            assert len(replicas.sizes) == 7
+        assert replicas.sizes[4:] == [2, 2] and batcher.waiting == 0
+        await clients.ask(1, 1)
+        assert replicas.sizes[6:] == [1] and batcher.waiting == 1
+        await clients.ask(1, 1, 1, 1)
+        assert replicas.sizes[7:] == [2] and batcher.waiting == 3
+        replicas.finish(4)
+        await settle()
+        assert replicas.sizes[8:] == [3]
+        for number in range(5, 9):
             replicas.finish(number)
-            await settle()
-        assert replicas.sizes[7:] == [1]
-        replicas.finish(7)
         found = [await one for one in clients.answers]
-        assert [one.batch for one in found] == [1, 1, 1, 2, 2, 3, 3, 3, 2, 2, 3, 3, 3, 1]
+        assert [one.batch for one in found] == [1] * 4 + [2] * 4 + [1, 2, 2, 3, 3, 3]
         assert batcher.idle
 
     queued(story)
@@ -202,6 +200,36 @@ def test_an_idle_replica_is_left_idle_for_company_only(seconds):
             assert replicas.sizes == [1] and batcher.waiting == 1
             await clients.ask(1)
             assert replicas.sizes == [1, 2]
+
+    queued(story)
+
+
+def test_a_deadline_is_not_waited_away():
+    async def story(replicas: Replicas, batcher: Batcher, clients: Clients) -> None:
+        batcher._pace.learn(6, 1000)
+        await clients.ask(1)
+        inputs = np.zeros((1, 1, 1, 1), np.uint8)
+        hasty = asyncio.ensure_future(batcher.ask(inputs, time.monotonic() + 3))
+        await until(lambda: len(replicas.sizes) == 2 or hasty.done())
+        replicas.finish(1)
+        assert (await hasty).batch == 1  # neither 504, nor with a batch that is not there
+
+    queued(story)
+
+
+@pytest.mark.parametrize("clients_there", [3, 4, 5, 7, 8, 11, 20])
+def test_replicas_that_are_counted_by_their_batches_get_as_many_as_fit(clients_there):
+    """Two batches a replica are what is wanted, so a third one is what asks for another."""
+
+    async def story(replicas: Replicas, batcher: Batcher, clients: Clients) -> None:
+        replicas.replicas, replicas.capacity, replicas.shares = 1, 3, 3
+        batcher._pace.learn(0, 1000)
+        await clients.ask(*[1] * clients_there)
+        for number in range(12):  # whoever is answered asks again
+            replicas.finish(number)
+            await settle()
+            await clients.ask(*[1] * replicas.sizes[number])
+        assert len(replicas.sizes) - 12 == 3
 
     queued(story)
 
