@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from .layers.text_attention import AttentionStyle
+from .layers.text_attention import AttentionStyle, check_reach
 from .layers.text_block import Block, build_positions, check_sizes, cut_positions, init_matrices
 from .registry import Published, register
 from .sequence import PAD, SequenceModel
@@ -75,6 +75,8 @@ class Encoder(SequenceModel):
         self.norm = nn.LayerNorm(dim, eps=EPSILON)
         self.dropout = nn.Dropout(dropout)
         style = AttentionStyle(attention, window, positions, self.length)
+        if not per_token:
+            check_reach(style, depth)
         make = partial(Block, norm_first=False, activation="gelu", eps=EPSILON, attention=style)
         self.layers = nn.ModuleList(
             make(dim, heads, hidden, dropout, inner_dropout=False) for _ in range(depth)

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .layers.text_attention import AttentionStyle
+from .layers.text_attention import AttentionStyle, check_reach
 from .layers.text_block import Block, build_positions, check_sizes, cut_positions, init_matrices
 from .registry import Published, register
 from .sequence import SequenceModel, TiedHead, last_real
@@ -74,6 +74,8 @@ class Decoder(TiedHead, SequenceModel):
         self.positions = build_positions(positions, dim, self.length)
         self.dropout = nn.Dropout(dropout)
         style = AttentionStyle(attention, window, positions, self.length, causal=True)
+        if not per_token:
+            check_reach(style, depth)
         make = partial(Block, norm_first=True, activation="gelu_tanh", attention=style)
         self.layers = nn.ModuleList(
             make(dim, heads, hidden, dropout, inner_dropout=False) for _ in range(depth)

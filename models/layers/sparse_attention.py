@@ -13,6 +13,8 @@ C tokens each, K blocks that a block sees.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch.nn import functional as F
 
@@ -84,8 +86,8 @@ class LocalAttention(HeadProjections):
 class BlockSparseAttention(HeadProjections):
     """Blocks of tokens see the blocks that a table chooses, at cost T · size · K.
 
-    K is the largest number of blocks that any block sees: one block that sees all costs as if all
-    did.
+    K is the largest number of blocks that any block sees, but for the first ones of the table if
+    they see all: those are computed apart.
 
     Args:
         dim: features of the model, D.
@@ -142,25 +144,45 @@ class BlockSparseAttention(HeadProjections):
                 f"the layout has {len(self.seen)} blocks of {self.size} tokens, but got "
                 f"{x_NTD.shape[1]} tokens; make a layout of at least {blocks} blocks"
             )
-        index_BK, chosen_BK = self._table(blocks, causal, x_NTD.device)
+        q_NHTE, k_NHTE, v_NHTE = self.project(x_NTD)
+        dropout = self.dropout if self.training else 0.0
+        everywhere = 0 if causal else self._everywhere(blocks)
+        index_BK, chosen_BK = self._table(blocks, causal, everywhere, x_NTD.device)
         y_NHTE = _attend_blocks(
-            *self.project(x_NTD),
+            q_NHTE,
+            k_NHTE,
+            v_NHTE,
             size=self.size,
             index_BK=index_BK,
             chosen_BK=chosen_BK,
             reach=None,
             causal=causal,
             mask_NT=mask_NT,
-            dropout=self.dropout if self.training else 0.0,
+            dropout=dropout,
         )
+        if everywhere:
+            first = everywhere * self.size
+            mask_N1T = None if mask_NT is None else check_mask(mask_NT)[:, None]
+            seeing = attend(
+                q_NHTE[:, :, :first], k_NHTE, v_NHTE, mask_NTS=mask_N1T, dropout=dropout
+            )
+            y_NHTE = torch.cat([seeing, y_NHTE[:, :, first:]], 2)
         return self.join(y_NHTE)
 
+    def _everywhere(self, blocks: int) -> int:
+        """How many blocks see all, of the first ones without a gap."""
+        seeing = itertools.takewhile(lambda row: row[:blocks] == list(range(blocks)), self.seen)
+        return min(blocks, len(list(seeing)))
+
     def _table(
-        self, blocks: int, causal: bool, device: torch.device
+        self, blocks: int, causal: bool, everywhere: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The blocks that each sees, filled up to the same number, and which of them count."""
+        """The blocks that each sees, filled up to the same number, and which of them count.
+
+        The first `everywhere` blocks, which are computed apart, see none here.
+        """
         rows = [
-            [j for j in row if j < blocks and not (causal and j > i)]
+            [j for j in row if j < blocks and not (causal and j > i)] if i >= everywhere else []
             for i, row in enumerate(self.seen[:blocks])
         ]
         most = max(1, *map(len, rows))

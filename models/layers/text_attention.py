@@ -8,7 +8,8 @@
 - `linear`: no softmax, so that the cost is linear in the length (Katharopoulos et al., 2020).
 
 Two kinds of positions enter here and not with the tokens: `rotary` turns queries and keys, and
-`relative` adds T5's bias to the scores. Both are of full attention alone.
+`relative` adds T5's bias to the scores, from a table of each block's own (T5 has one for all). Both
+are of full attention alone.
 
 Axes: N batch, T tokens, S the same tokens as keys, D features, H heads.
 """
@@ -92,7 +93,24 @@ class AttentionStyle:
             return window_layout(blocks, near=1, everywhere=1)
 
 
-def look(
+def check_reach(style: AttentionStyle, depth: int) -> None:
+    """That one token, at an end of the text, can see all of it through its blocks.
+
+    Args:
+        depth: blocks.
+
+    Raises:
+        ValueError: with the window that would do.
+    """
+    if style.kind == "local" and depth * style.window < style.length - 1:
+        raise ValueError(
+            "the answer is read at one end of the text, which sees depth × window tokens, so this "
+            f"must be length - 1 or more, but got {depth} × {style.window} < {style.length - 1}; "
+            f"take window: {-(-(style.length - 1) // depth)}, or attention: sparse"
+        )
+
+
+def self_attend(
     attention: HeadProjections,
     x_NTD: torch.Tensor,
     *,
@@ -106,7 +124,8 @@ def look(
         attention: what `AttentionStyle.build` gave.
         x_NTD: the tokens' features.
         causal: no token sees a later one.
-        mask_NTS: boolean, false at keys that are padding; [N, 1, S] but for full attention.
+        mask_NTS: boolean, false at keys that are padding; full attention takes any mask, the
+            other kinds [N, 1, S].
         bias: of the scores; only for full attention.
     """
     if isinstance(attention, MultiHeadAttention):

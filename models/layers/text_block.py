@@ -19,7 +19,7 @@ from ..base import at_least, check_rates
 from ..names import choose
 from .attention import MultiHeadAttention
 from .positions import LearnedPositions, SinusoidalPositions
-from .text_attention import AttentionStyle, look
+from .text_attention import AttentionStyle, self_attend
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
@@ -89,10 +89,12 @@ class Block(nn.Module):
             source_NSD: the source's, where the block attends to one.
             causal: no token sees a later one.
             mask_NTS: which keys are seen: the source's where there is one, else the text's own;
-                as `look` takes it.
+                as `self_attend` takes it.
         """
         own = None if source_NSD is not None else mask_NTS
-        attend = partial(look, self.self_attn, causal=causal, mask_NTS=own, bias=self.relative)
+        attend = partial(
+            self_attend, self.self_attn, causal=causal, mask_NTS=own, bias=self.relative
+        )
         x_NTD = self._residual(x_NTD, self.norm1, attend)
         if source_NSD is not None:
             across = partial(self.cross_attn, context_NSD=source_NSD, mask_NTS=mask_NTS)

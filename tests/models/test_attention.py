@@ -84,6 +84,21 @@ def test_is_softmax_over_what_is_seen(kind, causal, masked):
     torch.testing.assert_close(found, explicit(module, x, visible=visible))
 
 
+@pytest.mark.parametrize("everywhere", [1, 2, 4])
+@pytest.mark.parametrize("causal", [False, True])
+def test_blocks_that_see_all(everywhere, causal):
+    layout = window_layout(4, near=0, everywhere=everywhere)
+    torch.manual_seed(0)
+    module = BlockSparseAttention(D, H, size=2, layout_BB=layout).double()
+    x, real = tokens(), padding(T)
+    for length in (T, 3):
+        seen = layout.repeat_interleave(2, 0).repeat_interleave(2, 1)[:length, :length]
+        seen = seen.tril() if causal else seen
+        visible = seen & real[:, None, :length]
+        found = module(x[:, :length], causal=causal, mask_NT=real[:, :length])
+        torch.testing.assert_close(found, explicit(module, x[:, :length], visible=visible))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("context", [False, True])
@@ -296,6 +311,10 @@ def test_sparse_attention_computes_with_no_more_keys_than_the_layout_has(monkeyp
     LocalAttention(D, H, window=8)(x, causal=True)
     queries = (N * 12, H, 8, D // H)
     assert seen == [(queries, (N * 12, H, keys, D // H)) for keys in (24, 24, 16)]
+    seen.clear()
+    BlockSparseAttention(D, H, size=8, layout_BB=window_layout(12, everywhere=1))(x)
+    apart = (N, H, 8, D // H), (N, H, 96, D // H)
+    assert seen == [(queries, (N * 12, H, 32, D // H)), apart]
 
 
 SOURCES, QUERIES = 5, 4

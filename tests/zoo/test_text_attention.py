@@ -13,7 +13,7 @@ from orchestrator.models.stages import run_stages
 VOCABULARY, LENGTH = 20, 12
 NAMES = ("transformer_encoder", "transformer_decoder")
 STYLES = {
-    "local": {"attention": "local", "window": 2},
+    "local": {"attention": "local", "window": 6},
     "sparse": {"attention": "sparse", "window": 3},
     "linear": {"attention": "linear"},
     "relative": {"positions": "relative"},
@@ -144,6 +144,15 @@ def test_compiled_and_exported_it_is_the_same(name, style, tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_window_must_reach_through_the_text_where_one_token_answers(name):
+    make(name, attention="local", window=6)
+    if name == "transformer_decoder":
+        make(name, attention="local", window=1, per_token=True)
+    with pytest.raises(ValueError, match=r"got 2 × 5 < 11; take window: 6, or attention: sparse"):
+        make(name, attention="local", window=5)
 
 
 @pytest.mark.parametrize(
