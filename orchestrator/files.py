@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,14 @@ def cache_root() -> Path:
     """The folder for downloads and what is computed once: `$ORCH_CACHE`, or `~/.cache/orch`."""
     named = os.environ.get("ORCH_CACHE")
     return Path(named).expanduser().absolute() if named else Path.home() / ".cache" / "orch"
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Waits until no other process holds `path`, and holds it; it is released however one ends."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import inspect
 import json
@@ -30,7 +29,7 @@ from orchestrator.config.base import Part, build, find, resolve
 from orchestrator.data.text.tokenizer import Lexicon
 from orchestrator.data.types import Samples, SourceData
 from orchestrator.errors import DataError
-from orchestrator.files import cache_root, read_json, sync_folder, write_json
+from orchestrator.files import cache_root, locked, read_json, sync_folder, write_json
 
 FORMAT = 1
 _log = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ def open_source(config: Part, *, verify: bool = False) -> CachedSource:
         return _read(folder, verify)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.with_name(f".{folder.name}.lock")):
+        with locked(folder.with_name(f".{folder.name}.lock")):
             return _read_or_build(config, folder, verify)
     except OSError as error:
         raise DataError(
@@ -124,13 +123,6 @@ def _listing(path: Path) -> list[Any]:
             about = file.stat()
             found.append([str(file.relative_to(path)), about.st_size, about.st_mtime_ns])
     return found
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _read_or_build(config: Part, folder: Path, verify: bool) -> CachedSource:

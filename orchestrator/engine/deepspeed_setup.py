@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils import cpp_extension
 
 from orchestrator.config.deepspeed_keys import merged
 from orchestrator.config.engines import DeepSpeedEngineConfig, OffloadConfig
@@ -21,6 +23,7 @@ from orchestrator.config.optimizers import Adam, AdamW, OptimizerPart
 from orchestrator.config.training import TrainConfig
 from orchestrator.engine.shared import DTYPES
 from orchestrator.errors import ResourceError
+from orchestrator.files import locked
 from orchestrator.host import Worker
 from orchestrator.optim.groups import parameter_groups
 from orchestrator.optim.optimizers import build_optimizer
@@ -195,7 +198,7 @@ def _compile_cpu_adam(worker: Worker) -> None:
     for turn in (True, False):
         if worker.is_main is turn:
             try:
-                with silenced():
+                with silenced(), _own_extensions():
                     _module("deepspeed.ops.op_builder").CPUAdamBuilder().load(verbose=False)
             except Exception as error:
                 failure = error
@@ -205,6 +208,30 @@ def _compile_cpu_adam(worker: Worker) -> None:
             f"engine.offload: DeepSpeed's CPU-Adam does not compile here ({failure or 'elsewhere'})"
             "; install a C++ compiler and ninja, or choose another optimizer than adam and adamw"
         )
+
+
+@contextmanager
+def _own_extensions() -> Iterator[None]:
+    """Has torch keep compiled extensions in a folder that one process uses at a time.
+
+    Torch waits for whoever compiles as long as a file is there, which a process that was killed
+    leaves for ever. This lock ends with its process, so whoever has it knows that nobody compiles.
+    """
+    before = os.environ.get("TORCH_EXTENSIONS_DIR")
+    root = Path(before or cpp_extension.get_default_build_root())
+    folder = root / "orch" / f"py{sys.version_info.major}{sys.version_info.minor}"
+    folder = folder / f"torch{torch.__version__}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / "lock"):
+        for left in folder.glob("*/lock"):
+            left.unlink()
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+        try:
+            yield
+        finally:
+            del os.environ["TORCH_EXTENSIONS_DIR"]
+            if before is not None:
+                os.environ["TORCH_EXTENSIONS_DIR"] = before
 
 
 def _offload(config: OffloadConfig, device: torch.device) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from orchestrator.config.engines import DeepSpeedEngineConfig, OffloadConfig
 from orchestrator.config.optimizers import Adagrad, Adam, AdamW, NAdam, RAdam, RMSprop, Sgd
 from orchestrator.config.training import ClassifyTask, TrainConfig
 from orchestrator.data.types import Batch, GlobalBatch
+from orchestrator.engine import deepspeed_setup
 from orchestrator.engine.deepspeed import DeepSpeedEngine
 from orchestrator.engine.deepspeed_layout import bare_state, store_channels_last
 from orchestrator.errors import CheckpointError, ConfigError, ResourceError
@@ -280,6 +281,7 @@ from orchestrator.config.engines import DeepSpeedEngineConfig, OffloadConfig
 from orchestrator.config.optimizers import Sgd
 from orchestrator.config.training import ClassifyTask, TrainConfig
 from orchestrator.data.types import Batch, GlobalBatch
+from orchestrator.engine import deepspeed_setup
 from orchestrator.engine.deepspeed import DeepSpeedEngine
 from orchestrator.host import GroupWorker
 from orchestrator.tasks.classify import Classify
@@ -313,3 +315,16 @@ if worker.is_main:
     torch.save(steps, Path(sys.argv[-1]) / "steps.pt")
 dist.destroy_process_group()
 """
+
+
+def test_a_compilation_that_was_killed_is_not_waited_for(tmp_path, monkeypatch):
+    """Torch waits for the file that says that someone compiles, whether anyone does or not."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    with deepspeed_setup._own_extensions():
+        folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+        baton = folder / "cpu_adam" / "lock"
+        baton.parent.mkdir()
+        baton.touch()
+    assert os.environ["TORCH_EXTENSIONS_DIR"] == str(tmp_path)
+    with deepspeed_setup._own_extensions():
+        assert baton.parent.is_dir() and not baton.exists()
