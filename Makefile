@@ -10,10 +10,10 @@ demo: $(VENV)/.ready
 	@.ci/demo $(BIN) $(NAME)
 
 # Tests that start Ray go one after another. They wait more than they compute, so the engines'
-# contracts, which start no Ray, are computed beside them.
+# contracts, which start no Ray, are computed beside them, and give way.
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -m "not slow and not ray" -n 2 --ignore=tests/contracts
-	@$(BIN)/python -m pytest -m "not slow" tests/contracts > $(VENV)/contracts.log 2>&1 & \
+	@nice $(BIN)/python -m pytest -m "not slow" tests/contracts > $(VENV)/contracts.log 2>&1 & \
 	contracts=$$!; $(BIN)/python -m pytest -m "not slow and ray"; ray=$$?; \
 	wait $$contracts; contracts=$$?; cat $(VENV)/contracts.log; exit $$((ray + contracts))
 

@@ -76,7 +76,7 @@ def run(
                 opened.events.record("auto", parts.choice.why, **parts.choice.changes)
             for one in measured:
                 opened.events.record("auto", str(one), **vars(one))
-            if parts.weights:
+            if parts.weights and not existed:
                 opened.events.record("weights", parts.weights)
             _describe(paths, parts, opened)
             for name in keep_code(paths, named_modules(parts.config)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from orchestrator import auto
-from orchestrator.config.engines import PipelineEngineConfig
+from orchestrator.config.engines import copies
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.data.plan import micro_batch_count, smallest_micro_batch
 from orchestrator.data.types import DataInfo
@@ -26,23 +26,29 @@ def check_smallest_batch(config: ExperimentConfig, task: Task, info: DataInfo) -
     """
     if _smallest(config, info, config.train.batch_size) > 1 or _takes_one(config, task, info):
         return
-    samples = info.sizes["train"]
-    sizes = range(config.train.batch_size + 1, samples + 1)
-    better = next((size for size in sizes if _smallest(config, info, size) > 1), None)
-    way_out = f"train.batch_size={better} does not"
-    if better is None:
-        way_out = "take a larger train.micro_batch, or more samples"
+    samples, train = info.sizes["train"], config.train
+    named = "micro_batch" if train.micro_batch == 1 else "batch_size"
     raise UserError(
-        f"train.batch_size={config.train.batch_size} leaves a micro-batch of 1 of the "
-        f"{samples:,} training samples, and batch norm where {config.model.type} has one value a "
-        f"channel needs 2 or more; {way_out}"
+        f"train.{named}={getattr(train, named)} leaves a micro-batch of 1 of the {samples:,} "
+        f"training samples, and batch norm where {config.model.type} has one value a channel "
+        f"needs 2 or more; {_way_out(config, info)}"
     )
+
+
+def _way_out(config: ExperimentConfig, info: DataInfo) -> str:
+    if config.train.micro_batch == 1:
+        return "train.micro_batch=2 may do, or auto"
+    batch, workers = config.train.batch_size, config.scale.workers
+    sizes = range(batch + 1, min(info.sizes["train"], 2 * (batch + workers)) + 1)
+    better = next((size for size in sizes if _smallest(config, info, size) > 1), None)
+    if better is None:
+        return "take fewer scale.workers, or more samples"
+    return f"train.batch_size={better} does not"
 
 
 def _smallest(config: ExperimentConfig, info: DataInfo, batch_size: int) -> int:
     """Samples of the smallest micro-batch with a batch size."""
-    engine, workers = config.engine, config.scale.workers
-    readers = workers // engine.stages if isinstance(engine, PipelineEngineConfig) else workers
+    readers = copies(config.engine, config.scale.workers)
     train = config.train.model_copy(update={"batch_size": batch_size})
     most = auto.micro_batch(config.model_copy(update={"train": train}), readers)
     count = micro_batch_count(batch_size, most, readers)
@@ -50,16 +56,16 @@ def _smallest(config: ExperimentConfig, info: DataInfo, batch_size: int) -> int:
 
 
 def _takes_one(config: ExperimentConfig, task: Task, info: DataInfo) -> bool:
-    with torch.device("meta"):
-        network = build_network(
-            config.model,  # type: ignore[arg-type]
-            outputs=task.outputs(info),
-            shape=info.shape,
-            vocabulary=info.vocabulary,
-            per_token=task.per_token,
-            load=False,
-        )
     try:
+        with torch.device("meta"):
+            network = build_network(
+                config.model,  # type: ignore[arg-type]
+                outputs=task.outputs(info),
+                shape=info.shape,
+                vocabulary=info.vocabulary,
+                per_token=task.per_token,
+                load=False,
+            )
         with Pretence(torch.device("cpu"))(), torch.no_grad():
             pretend(network, channels_last=False)
             Task.forward(task, network.train(), pretended_batch(task, info, 1))

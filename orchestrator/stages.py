@@ -161,13 +161,20 @@ def describe_network(config: ExperimentConfig, task: Task, loader: Loader) -> Ne
     freeze_until(network, [one.parameters for one in config.train.unfreeze], 0)
     parameter_groups(network, config.optimizer)  # type: ignore[arg-type]
     check_pipeline(config.engine, network, task)
-    check_smallest_batch(config, task, loader.info)
+    if not _searches_batches(config):
+        check_smallest_batch(config, task, loader.info)
     sizes = [(one.numel(), one.requires_grad) for one in network.parameters()]
     return NetworkSize(
         sum(count for count, _ in sizes),
         sum(count for count, learns in sizes if learns),
         weights,
     )
+
+
+def _searches_batches(config: ExperimentConfig) -> bool:
+    """Whether a sweep chooses what its trials' batches, or networks, are like."""
+    searched = config.sweep.space if config.sweep else ()
+    return any(key.startswith(("train.", "model", "data.", "scale.")) for key in searched)
 
 
 def prepare_sweep(*, worker: Worker, config: ExperimentConfig) -> Prepared:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option(
     "--build",
     is_flag=True,
-    help="Read data and weights too, and build the network, without memory.",
+    help="Read data and weights too, and build the network without its memory.",
 )
 @json_option
 def validate_command(arguments: tuple[str, ...], build: bool, as_json: bool) -> int:

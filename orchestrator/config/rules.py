@@ -126,7 +126,7 @@ def _batches(config: ExperimentConfig) -> Iterator[Finding]:
         yield Finding(
             ("train", "micro_batch"),
             "must not exceed a worker's share, batch_size / scale.workers rounded up, "
-            f"but got {micro} × {workers} > {batch}; at most {most}, or auto",
+            f"but got {micro} > {most} (batch_size={batch}, workers={workers}); take auto or less",
             (*also, ("train", "batch_size")),
         )
 

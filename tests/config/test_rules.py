@@ -38,11 +38,11 @@ def space(text):
         (["scale.workers=9", "train.batch_size=8"], "got batch_size=8, workers=9"),
         (
             ["scale.workers=2", "train.batch_size=16", "train.micro_batch=16"],
-            "got 16 × 2 > 16; at most 8, or auto",
+            "got 16 > 8 (batch_size=16, workers=2); take auto or less",
         ),
         (
             ["scale.workers=2", "train.batch_size=17", "train.micro_batch=10"],
-            "got 10 × 2 > 17; at most 9, or auto",
+            "got 10 > 9 (batch_size=17, workers=2); take auto or less",
         ),
         (
             ["train.unfreeze=[{at: 0 steps, parameters: [fc]}]"],

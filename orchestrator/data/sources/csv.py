@@ -65,7 +65,8 @@ def _read(path: Path, config: Csv) -> Table:
             table = csv.DictReader(file, delimiter=config.delimiter, strict=True)
             there = table.fieldnames
             if not there:
-                raise DataError(f"{path} is empty; its first line must name the columns")
+                what = "is empty" if there is None else "begins with a blank line"
+                raise DataError(f"{path} {what}; its first line must name the columns")
             missing = [name for name in (config.text, answer) if name not in there]
             if missing:
                 raise DataError(
