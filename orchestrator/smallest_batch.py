@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from orchestrator import auto
 from orchestrator.config.engines import copies
@@ -11,7 +12,7 @@ from orchestrator.data.plan import micro_batch_count, smallest_micro_batch
 from orchestrator.data.types import DataInfo
 from orchestrator.errors import UserError
 from orchestrator.networks import build_network
-from orchestrator.plan.profile import Pretence, pretend, pretended_batch
+from orchestrator.plan.profile import pretended_batch
 from orchestrator.tasks.base import Task
 
 _TOO_FEW = "Expected more than 1 value per channel"
@@ -57,7 +58,7 @@ def _smallest(config: ExperimentConfig, info: DataInfo, batch_size: int) -> int:
 
 def _takes_one(config: ExperimentConfig, task: Task, info: DataInfo) -> bool:
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), torch.no_grad():
             network = build_network(
                 config.model,  # type: ignore[arg-type]
                 outputs=task.outputs(info),
@@ -66,9 +67,8 @@ def _takes_one(config: ExperimentConfig, task: Task, info: DataInfo) -> bool:
                 per_token=task.per_token,
                 load=False,
             )
-        with Pretence(torch.device("cpu"))(), torch.no_grad():
-            pretend(network, channels_last=False)
-            Task.forward(task, network.train(), pretended_batch(task, info, 1))
+            if any(isinstance(module, _BatchNorm) for module in network.modules()):
+                Task.forward(task, network.train(), pretended_batch(task, info, 1))
     except Exception as error:  # a network may need numbers, or fail for what is told elsewhere
         return _TOO_FEW not in str(error)
     return True

@@ -62,7 +62,7 @@ def problems(file, *overrides):
                 "scale.workers=4",
                 "train={for: 1 epochs, batch_size: 16, micro_batch: 16}",
             ],
-            "got 16 × 2 > 16; at most 8, or auto",
+            "got 16 > 8 (batch_size=16, workers=2); take auto or less",
         ),
     ],
 )
