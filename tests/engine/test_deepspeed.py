@@ -254,6 +254,7 @@ def test_offloaded_adam_steps_as_pytorchs(optimizer):
     assert plain[-1] < plain[0]
 
 
+@pytest.mark.slow
 def test_compressed_gradients_are_rounded_alike_on_both_ranks(tmp_path):
     script = tmp_path / "compressed.py"
     script.write_text(COMPRESSED)

@@ -26,10 +26,10 @@ RUN = [*DATA, "model.width=0.25", "train.precision=fp32", "train.memory_format=c
 SWEEP = [
     *RUN,
     "sweep.trials=3",
-    "train.for=4 epochs",
-    "evaluate.every=2 epochs",
-    "checkpoint.every=2 epochs",
-    "sweep.scheduler.grace=2 epochs",
+    "train.for=2 epochs",
+    "evaluate.every=1 epochs",
+    "checkpoint.every=1 epochs",
+    "sweep.scheduler.grace=1 epochs",
 ]
 SERVED = "orch serve runs/efficientnet"
 """Stays in the foreground; tests/serve starts the same server and asks it."""

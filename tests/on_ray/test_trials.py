@@ -87,6 +87,7 @@ def test_a_failed_trial_says_why_and_its_worker_is_replaced(host):
     assert stream.reports[0][1]["pid"] != stream.reports[-1][1]["pid"]
 
 
+@pytest.mark.slow  # tests/lab kills a worker of a real sweep
 def test_a_trial_whose_worker_died_may_run_again(host, tmp_path):
     stream = Stream(job("a", die_at=1, marker=str(tmp_path / "died")), again=True)
     host.run_trials(stream, ONE, concurrency=1)

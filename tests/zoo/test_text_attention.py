@@ -120,19 +120,10 @@ def test_no_token_of_a_language_model_sees_a_later_one(style):
     assert (model(x)[:, 6] - model(other)[:, 6]).abs().max() > 1e-6
 
 
-ALWAYS = {"local": "transformer_decoder", "relative": "transformer_encoder"}
-"""The rest takes seconds each, and is slow."""
-
-
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("name", "style"),
-    [
-        pytest.param(n, style, marks=[] if ALWAYS.get(style) == n else pytest.mark.slow)
-        for n in NAMES
-        for style in STYLES
-    ],
-)
+@pytest.mark.slow  # seconds each; of each family one is compiled in test_compiled.py
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("name", NAMES)
 def test_compiled_and_exported_it_is_the_same(name, style, tmp_path):
     import onnxruntime
 

@@ -104,6 +104,7 @@ def test_without_a_shift_alarms_are_as_rare_as_stated(reference, digits):
     assert alarms <= significant <= most
 
 
+@pytest.mark.slow  # half a minute of resampling; the one above is quick
 def test_alarms_of_new_samples_of_one_distribution_are_as_rare():
     rng = np.random.default_rng(4)
     windows, alarms = 400, 0
