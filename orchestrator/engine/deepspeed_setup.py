@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils import cpp_extension
 
 from orchestrator.config.deepspeed_keys import merged
 from orchestrator.config.engines import DeepSpeedEngineConfig, OffloadConfig
@@ -217,6 +216,9 @@ def _own_extensions() -> Iterator[None]:
     Torch waits for whoever compiles as long as a file is there, which a process that was killed
     leaves for ever. This lock ends with its process, so whoever has it knows that nobody compiles.
     """
+    # Imported here: it brings setuptools, which nothing but compiling needs.
+    from torch.utils import cpp_extension
+
     before = os.environ.get("TORCH_EXTENSIONS_DIR")
     root = Path(before or cpp_extension.get_default_build_root())
     folder = root / "orch" / f"py{sys.version_info.major}{sys.version_info.minor}"
