@@ -7,9 +7,7 @@ class TestMine(EngineContract):
 from __future__ import annotations
 
 import functools
-import pickle
 import tempfile
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,15 +15,13 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 
 from orchestrator.config.base import Part
 from orchestrator.config.engines import PlainEngineConfig, copies
 from orchestrator.data.text.tokenizer import PAD
 from orchestrator.engine.pipeline_worker import reader
 from orchestrator.engine.shared import autocast
-from orchestrator.host import GroupWorker, SingleWorker, Worker
+from orchestrator.host import SingleWorker, Worker
 from tests.contracts.engine_cases import (
     CASES,
     CLIP,
@@ -39,6 +35,7 @@ from tests.contracts.engine_cases import (
     batches,
     texts,
 )
+from tests.groups import freeze, in_group
 
 FP32 = Setting("fp32", "contiguous")
 BF16 = Setting("bf16", "channels_last")
@@ -317,13 +314,11 @@ def run_subjects(
     for workers in sorted({subject.workers for subject in subjects}):
         chosen = [subject for subject in subjects if subject.workers == workers]
         with tempfile.TemporaryDirectory() as folder:
-            if workers == 1:
-                run_rank(SingleWorker(), chosen, settings, Path(folder))
-            else:
-                torch.multiprocessing.spawn(
-                    _in_group, (workers, chosen, settings, Path(folder)), nprocs=workers
-                )
-            ranks = [pickle.loads(path.read_bytes()) for path in sorted(Path(folder).glob("*.pkl"))]
+            given = (chosen, settings, Path(folder))
+            alone = workers == 1
+            ranks = (
+                [run_rank(SingleWorker(), *given)] if alone else in_group(workers, run_rank, *given)
+            )
         for key in ranks[0]:
             outcomes[key] = {case: [rank[key][case] for rank in ranks] for case in ranks[0][key]}
     return outcomes
@@ -331,13 +326,14 @@ def run_subjects(
 
 def run_rank(
     worker: Worker, subjects: Sequence[Subject], settings: Sequence[Setting], folder: Path
-) -> None:
-    """Runs one rank's side of every case and leaves the results in ``<rank>.pkl``."""
+) -> dict[tuple[str, Setting], dict[str, Any]]:
+    """One rank's side of every case, computed by one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     results = {}
     try:
         for subject in subjects:
+            freeze()
             view = reader(subject.config, worker)
             for setting in settings:
                 place = folder / subject.name / setting.precision
@@ -349,17 +345,4 @@ def run_rank(
                 }
     finally:
         torch.set_num_threads(threads)
-    (folder / f"{worker.rank}.pkl").write_bytes(pickle.dumps(results))
-
-
-def _in_group(rank: int, workers: int, *arguments: Any) -> None:
-    folder: Path = arguments[-1]
-    store = dist.FileStore(str(folder / "store"), workers)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=workers)
-    try:
-        run_rank(GroupWorker(), *arguments)
-    except BaseException:
-        traceback.print_exc()
-        raise
-    finally:
-        dist.destroy_process_group()
+    return results
