@@ -34,6 +34,7 @@ from orchestrator.pipeline import Listener, resources_of
 from orchestrator.pipeline import place as place_on
 from orchestrator.plan.memory_plan import MemoryPlanner
 from orchestrator.plan.report import MemoryReport, report
+from orchestrator.plan.shortages import shortages
 from orchestrator.predict import measure_run, predict_run
 from orchestrator.recipe import check_folder, run
 from orchestrator.run_folder.ensemble_file import EnsembleFile, read_ensemble
@@ -261,6 +262,8 @@ class Plan:
         memory: what each engine takes, what fits, and a proposal; None where it was not asked for,
             or where the network can't run without numbers.
         memory_note: why it can't.
+        shortages: what this machine lacks for such a run, each with the way out; empty for a
+            cluster, which is asked itself.
         step_seconds: seconds of an optimizer step, as an earlier run of this file measured it
             here, without what several workers tell each other; None where none did.
     """
@@ -277,6 +280,7 @@ class Plan:
     batch_size: int
     memory: MemoryReport | None = None
     memory_note: str = ""
+    shortages: tuple[str, ...] = ()
     step_seconds: float | None = None
 
 
@@ -328,7 +332,9 @@ def _with_memory(
         config = derive(config, {MICRO_BATCH: micro_batch(config, readers)})
     seconds = measured.seconds if measured else None
     room = None
-    if address is not None:
+    if address is None:
+        found = replace(found, shortages=shortages(config))
+    else:
         from orchestrator.launch.rooms import least_room
 
         room = least_room(config, address)

@@ -32,6 +32,8 @@ def show_plan(
     plan = api.plan(config, memory=True, address=address)
     if not quiet:
         _show_run(config, plan)
+        for shortage in plan.shortages:
+            click.echo(f"note    {shortage}")
         if plan.memory is None:
             click.echo(f"memory  not planned: {plan.memory_note}")
         else:

@@ -70,6 +70,7 @@ def check_rules(config: ExperimentConfig) -> list[Finding]:
         *_monitor(config),
         *_batches(config),
         *_sharding(config),
+        *_precision(config),
         *_compiling(config),
         *pipeline_rules(config),
         *_loader(config),
@@ -144,6 +145,12 @@ def _sharding(config: ExperimentConfig) -> Iterator[Finding]:
     if config.train.ema and offload and offload.parameters == "nvme":
         message = "needs the parameters in memory, but engine.offload.parameters is nvme; use cpu"
         yield Finding(("train", "ema"), message, (("engine", "offload"),))
+
+
+def _precision(config: ExperimentConfig) -> Iterator[Finding]:
+    if config.train.precision == "fp16" and config.scale.gpus == 0:
+        message = "fp16 needs a GPU, but scale.gpus is 0; use bf16 or auto, or set scale.gpus"
+        yield Finding(("train", "precision"), message, (("scale", "gpus"),))
 
 
 def _compiling(config: ExperimentConfig) -> Iterator[Finding]:

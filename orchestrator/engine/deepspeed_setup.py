@@ -236,20 +236,30 @@ def _own_extensions() -> Iterator[None]:
                 os.environ["TORCH_EXTENSIONS_DIR"] = before
 
 
+def check_offload(config: OffloadConfig) -> None:
+    """Refuses what can't be kept where the file wants it, after DeepSpeed's import.
+
+    Raises:
+        ResourceError: if NVMe is asked for and libaio is missing.
+    """
+    if "nvme" not in (config.optimizer, config.parameters):
+        return
+    with silenced():
+        compatible = _module("deepspeed.ops.op_builder").AsyncIOBuilder().is_compatible()
+    if not compatible:
+        raise ResourceError(
+            "engine.offload to nvme needs libaio, which is not on this machine; install "
+            "libaio-dev, or offload to cpu"
+        )
+
+
 def _offload(config: OffloadConfig, device: torch.device) -> dict[str, Any]:
     """DeepSpeed's sections for what is kept elsewhere.
 
     Raises:
         ResourceError: if NVMe is asked for and libaio is missing.
     """
-    if "nvme" in (config.optimizer, config.parameters):
-        builder = _module("deepspeed.ops.op_builder").AsyncIOBuilder()
-        with silenced():
-            if not builder.is_compatible():
-                raise ResourceError(
-                    "engine.offload to nvme needs libaio, which is not on this machine; install "
-                    "libaio-dev, or offload to cpu"
-                )
+    check_offload(config)
     pinned = device.type != "cpu"
     sections: dict[str, Any] = {}
     for key, place in (

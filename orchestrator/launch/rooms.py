@@ -9,7 +9,7 @@ import torch
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.user_code import named_modules
 from orchestrator.errors import ResourceError
-from orchestrator.launch.cluster import start_or_attach
+from orchestrator.launch.cluster import check_resources, start_or_attach
 from orchestrator.launch.nodes import every_node
 from orchestrator.pipeline import resources_of
 from orchestrator.plan.machine import Room, room_for
@@ -25,7 +25,7 @@ def least_room(config: ExperimentConfig, address: str) -> Room:
         address: of the cluster, as `--address` takes it.
 
     Raises:
-        ResourceError: if the cluster can't be reached, or no node has place for one worker.
+        ResourceError: if the cluster can't be reached, or has no place for all workers.
     """
     session = start_or_attach(address, modules=named_modules(config))
     try:
@@ -36,6 +36,7 @@ def least_room(config: ExperimentConfig, address: str) -> Room:
 
 def _least(config: ExperimentConfig, address: str) -> Room:
     each = resources_of(config)
+    check_resources(each)
     found: list[tuple[Room, str]] = []
     with contextlib.ExitStack() as stack:
         nodes = every_node(gpus=each.gpus)
@@ -50,8 +51,8 @@ def _least(config: ExperimentConfig, address: str) -> Room:
                 found.append((room, node.name))
     if not found:
         raise ResourceError(
-            f"no node of {address} has place for a worker of {each.cpus:g} cores and "
-            f"{each.gpus:g} GPUs; lower scale.cpus or scale.gpus, or add nodes"
+            f"no node that {address} has now is large enough for a worker of {each.cpus:g} cores "
+            f"and {each.gpus:g} GPUs; ask again when the autoscaler has added one"
         )
     room, name = min(found, key=lambda one: one[0].each)
     return Room(room.total, room.workers, f"{room.what}, node {name}")

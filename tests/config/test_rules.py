@@ -63,6 +63,7 @@ def space(text):
             ],
             "needs the parameters in memory, but engine.offload.parameters is nvme; use cpu",
         ),
+        (["train.precision=fp16", "scale.gpus=0"], "fp16 needs a GPU, but scale.gpus is 0"),
         (["data.loader.type=ray"], "ray streams image_folder and parquet"),
         (["schedule={type: cosine, warmup: 5 epochs}"], "must not be longer than train.for"),
         (

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import psutil
 import pytest
+
+from orchestrator import cli
 
 FILE = """
 version: 1
@@ -74,6 +79,14 @@ class Lab:
         assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
         assert "Traceback" not in err
         return subprocess.CompletedProcess(arguments, code, out, err)
+
+    def here(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """What `run` does, without waiting for another process to import everything."""
+        out, err = StringIO(), StringIO()
+        with contextlib.chdir(self.folder), redirect_stdout(out), redirect_stderr(err):
+            found = cli.run(arguments)
+        assert found == code, f"exit code {found}\n{out.getvalue()}\n{err.getvalue()}"
+        return subprocess.CompletedProcess(arguments, found, out.getvalue(), err.getvalue())
 
     def lines(self, name: str) -> list[dict]:
         path = self.runs / name / "metrics.jsonl"

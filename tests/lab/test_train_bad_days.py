@@ -22,12 +22,12 @@ def comparable(lines):
 
 
 def test_killed_and_resumed_is_the_uninterrupted_run_to_the_bit(lab):
-    lab.run("train", "lab.yaml", "name=whole")
+    lab.here("train", "lab.yaml", "name=whole")
     process = lab.start("train", "lab.yaml", "name=killed")
     lab.kill_at(process, "killed", step=45)
     process.wait()
     assert lab.status("killed")["state"] == "running"
-    lab.run("train", "lab.yaml", "name=killed", "--resume")
+    lab.here("train", "lab.yaml", "name=killed", "--resume")
     whole, killed = (lab.runs / name for name in ("whole", "killed"))
     assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
     assert comparable(lab.lines("whole")) == comparable(lab.lines("killed"))
@@ -40,14 +40,14 @@ def test_an_unfinished_run_asks_for_resume_and_a_finished_one_for_a_name(lab):
     process = lab.start("train", "lab.yaml")
     lab.kill_at(process, "lab", step=10)
     process.wait()
-    refused = lab.run("train", "lab.yaml", code=2)
+    refused = lab.here("train", "lab.yaml", code=2)
     assert "--resume" in refused.stderr
-    other = lab.run("train", "lab.yaml", "optimizer.lr=1e-3", "--resume", code=2)
+    other = lab.here("train", "lab.yaml", "optimizer.lr=1e-3", "--resume", code=2)
     assert "optimizer.lr" in other.stderr
-    lab.run("train", "lab.yaml", "--resume")
-    again = lab.run("train", "lab.yaml", code=2)
+    lab.here("train", "lab.yaml", "--resume")
+    again = lab.here("train", "lab.yaml", code=2)
     assert "name=" in again.stderr
-    lab.run("train", "runs/lab/config.yaml")
+    lab.here("train", "runs/lab/config.yaml")
     assert lab.status("lab-2")["state"] == "done"
     same = [(lab.runs / name / "model.safetensors").read_bytes() for name in ("lab", "lab-2")]
     assert same[0] == same[1]
@@ -63,7 +63,7 @@ def test_ctrl_c_checkpoints_and_resume_goes_on(lab):
     assert status["state"] == "interrupted"
     checkpoints = [int(p.name) for p in (lab.runs / "lab/checkpoints").iterdir()]
     assert max(checkpoints) == status["step"] >= 20
-    lab.run("train", "lab.yaml", "--resume")
+    lab.here("train", "lab.yaml", "--resume")
     assert lab.status("lab")["state"] == "done"
 
 
@@ -72,7 +72,7 @@ def test_two_runs_into_one_folder(lab):
     first = lab.start(*long)
     wait_for(lambda: lab.lines("lab"), first, "it never began")
     for extra in ((), ("--resume",)):
-        second = lab.run(*long, *extra, code=2)
+        second = lab.here(*long, *extra, code=2)
         assert str(first.pid) in second.stderr
     step = lab.lines("lab")[-1]["step"]
     wait_for(lambda: lab.lines("lab")[-1]["step"] > step, first, "the first one was disturbed")
@@ -90,7 +90,7 @@ def test_a_damaged_checkpoint_is_passed_over(lab):
     data = bytearray(model.read_bytes())
     data[len(data) // 2] ^= 0xFF
     model.write_bytes(data)
-    lab.run("train", "lab.yaml", "--resume")
+    lab.here("train", "lab.yaml", "--resume")
     events = (lab.runs / "lab/events.jsonl").read_text()
     assert "damaged" in events
     assert lab.status("lab")["state"] == "done"
@@ -111,12 +111,12 @@ def test_a_full_disk_while_checkpointing(lab):
     after = {path.name for path in (lab.runs / "lab/checkpoints").iterdir() if path.name.isdigit()}
     assert after >= {name for name in before if name.isdigit()}
     assert lab.status("lab")["state"] == "failed"
-    lab.run("train", "lab.yaml", "--resume")
+    lab.here("train", "lab.yaml", "--resume")
     assert lab.status("lab")["state"] == "done"
 
 
 def test_a_loss_that_is_not_a_number_is_explained(lab):
-    failed = lab.run("train", "lab.yaml", "optimizer.lr=1e30", "schedule.type=constant", code=1)
+    failed = lab.here("train", "lab.yaml", "optimizer.lr=1e30", "schedule.type=constant", code=1)
     assert "optimizer.lr" in failed.stderr
     assert lab.status("lab")["state"] == "failed"
 

@@ -194,4 +194,4 @@ def test_a_plan_asks_the_nodes_for_their_memory(cluster, tmp_path):
     assert room["workers"] == 2 and room["what"].endswith(f"node {head}")
     assert 0 < room["each"] < psutil.virtual_memory().total / 2
     refused = plan_of(cluster, tmp_path, "scale.cpus=64", "scale.workers=1")
-    assert refused.returncode == 2 and "has place for a worker of 64 cores" in refused.stderr
+    assert refused.returncode == 2 and "1 workers with 64 CPU cores each" in refused.stderr

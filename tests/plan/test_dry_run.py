@@ -32,7 +32,7 @@ def lab(tmp_path) -> Lab:
     [("vit_large_patch16", 304_326_632 - 990 * 1025), ("resnet152", 60_192_808 - 990 * 2049)],
 )
 def test_a_large_model_is_planned_without_its_memory(lab, model, parameters):
-    done = lab.run("train", "large.yaml", f"model.type={model}", "--dry-run", "--json")
+    done = lab.here("train", "large.yaml", f"model.type={model}", "--dry-run", "--json")
     plan = json.loads(done.stdout)
     assert plan["parameters"] == parameters
     memory = plan["memory"]
@@ -51,7 +51,7 @@ def test_a_large_model_is_planned_without_its_memory(lab, model, parameters):
 
 
 def test_people_see_a_table(lab):
-    done = lab.run("train", "lab.yaml", "--dry-run", "scale.workers=2")
+    done = lab.here("train", "lab.yaml", "--dry-run", "scale.workers=2")
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["data", "model", "steps", "memory"]
     rows = [line.split()[0] for line in lines if line.endswith((" yes", " no"))]
@@ -60,8 +60,17 @@ def test_people_see_a_table(lab):
     assert "FLOP a step" in done.stdout
 
 
+def test_what_this_machine_lacks_is_said(lab):
+    change = "engine={type: deepspeed, zero_stage: 3, offload: {parameters: nvme, path: /tmp}}"
+    done = lab.here("train", "large.yaml", "--dry-run", change, "scale.workers=1024")
+    notes = [line for line in done.stdout.splitlines() if line.startswith("note ")]
+    assert "1024 workers with 1 CPU cores each, but this machine has" in notes[0]
+    assert "--address" in notes[0]
+    assert len(notes) == 1 or "libaio" in notes[1]
+
+
 def test_a_sweep_is_planned_too(lab):
-    done = lab.run("sweep", "sweep.yaml", "--dry-run", "--json")
+    done = lab.here("sweep", "sweep.yaml", "--dry-run", "--json")
     plan = json.loads(done.stdout)
     assert plan["trials"] == 4
     assert plan["memory"]["engines"][0]["engine"] == "plain"
@@ -73,17 +82,18 @@ def test_a_sweep_is_planned_too(lab):
         ("engine.type=autoo", "did you mean 'auto'"),
         ("train.micro_batch=65", "micro_batch <= batch_size must hold"),
         ("scale.workers=65", "batch_size >= scale.workers must hold"),
+        ("train={for: 10 steps, precision: fp16}", "fp16 needs a GPU"),
         ("model.freeze=[nothing.*]", "matches no parameter"),
         ("model={type: import, target: 'torch.nn:NoSuch'}", "NoSuch"),
     ],
 )
 def test_bad_input_is_refused(lab, change, said):
-    failed = lab.run("train", "lab.yaml", "--dry-run", change, code=2)
+    failed = lab.here("train", "lab.yaml", "--dry-run", change, code=2)
     assert said in failed.stderr
 
 
 def test_auto_is_resolved_once_and_written_down(lab):
-    lab.run("train", "lab.yaml", "engine.type=auto", "train.for=10 steps")
+    lab.here("train", "lab.yaml", "engine.type=auto", "train.for=10 steps")
     run = lab.runs / "lab"
     config = load_config(run / "config.yaml")
     assert (config.engine.type, config.train.micro_batch) == ("plain", 64)
@@ -92,7 +102,7 @@ def test_auto_is_resolved_once_and_written_down(lab):
     assert event["engine.type"] == "plain"
     assert "for each worker" in event["message"]
     # A file that says the same gives the same numbers, and repeats the run.
-    lab.run("train", "lab.yaml", "name=plain", "train.for=10 steps", "train.micro_batch=64")
+    lab.here("train", "lab.yaml", "name=plain", "train.for=10 steps", "train.micro_batch=64")
     same = [(lab.runs / name / "model.safetensors").read_bytes() for name in ("lab", "plain")]
     assert same[0] == same[1]
 
@@ -101,7 +111,7 @@ def test_a_resumed_run_keeps_what_auto_chose(lab):
     process = lab.start("train", "lab.yaml", "engine.type=auto")
     lab.kill_at(process, "lab", step=10)
     process.wait()
-    lab.run("train", "lab.yaml", "engine.type=auto", "--resume")
+    lab.here("train", "lab.yaml", "engine.type=auto", "--resume")
     text = (lab.runs / "lab/events.jsonl").read_text()
     assert text.count('"event": "auto"') == 1
     assert lab.status("lab")["state"] == "done"

@@ -1,8 +1,8 @@
 """Models that other programs run, torch's compiler and ONNX Runtime, give eager torch's numbers.
 
 Eager torch is their reference: `test_references.py` compares it with other libraries' models. One
-model a family is tested always; inductor, which writes and compiles C++ for minutes, and every
-other variant with the slow tests.
+model of each kind is tested always; every other family and variant, and inductor, which writes and
+compiles C++ for minutes, with the slow tests.
 """
 
 import copy
@@ -16,8 +16,9 @@ from tests.zoo.small import VOCABULARY, doubled, images, settle, slim
 
 PAIR = "transformer"
 """The model that reads two texts; those with cases read one input."""
-ALWAYS = [*FIRST, PAIR]
-REST = [name for name in CASES | VARIANTS if name not in FIRST]
+FAMILIES = [*FIRST, PAIR]
+ALWAYS = ["resnet18", "efficientnet", "vit_tiny_patch16", "swin_tiny", "lstm", PAIR]
+REST = [name for name in CASES | VARIANTS if name not in ALWAYS]
 ALL = [*ALWAYS, *[pytest.param(name, marks=pytest.mark.slow) for name in REST]]
 KNOWN = CASES | VARIANTS
 LOST = pytest.mark.xfail(
@@ -91,7 +92,7 @@ def fresh_kernels(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=LOST) if n == "alexnet" else n for n in ALWAYS]
+    "name", [pytest.param(n, marks=LOST) if n == "alexnet" else n for n in FAMILIES]
 )
 def test_inductor_gives_the_same_step(name, fresh_kernels):
     """In double precision: inductor adds in another order than eager torch, and in single precision
