@@ -27,14 +27,16 @@ HERE = Path(__file__).parent
 FILE = """
 version: 1
 name: wide
-data: {source: {type: digits}, split: {val: 0.02, select: 0.02}}
+data:
+  source: {type: synthetic, samples: 96, test_samples: 2, size: 8, channels: 1, classes: 2}
+  split: {val: 0.1, select: 0.02}
 model: {type: import, target: "wide:Wide", args: {classes: $outputs, pixels: 64}}
 optimizer: {type: sgd, lr: 0.01}
 scale: {cpus: 1, gpus: 0}
-train: {for: 3 steps, batch_size: 16, micro_batch: 8, precision: fp32,
+train: {for: 2 steps, batch_size: 8, micro_batch: 8, precision: fp32,
   memory_format: contiguous, log_every: 1}
-evaluate: {every: 3 steps, batch_size: 4}
-checkpoint: {every: 3 steps}
+evaluate: {every: 2 steps, batch_size: 4}
+checkpoint: {every: 2 steps}
 """
 
 
@@ -72,13 +74,13 @@ def test_the_micro_batch_is_halved_and_the_step_stays(lab):
     assert (event["before"], event["after"]) == (8, 4)
     assert "allocate memory" in event["why"]
     train = config_of(lab, "wide").train
-    assert (train.batch_size, train.micro_batch) == (16, 4)
+    assert (train.batch_size, train.micro_batch) == (8, 4)
     assert lab.status("wide")["state"] == "done"
     # The same numbers as those of a run that had the smaller micro-batches from the start.
     lab.run("train", "wide.yaml", "name=small", "train.micro_batch=4")
     assert events(lab, "small") == []
     assert losses(lab, "wide") == losses(lab, "small")
-    assert [step for step, _ in losses(lab, "wide")] == [1, 2, 3]
+    assert [step for step, _ in losses(lab, "wide")] == [1, 2]
     same = [(lab.runs / name / "model.safetensors").read_bytes() for name in ("wide", "small")]
     assert same[0] == same[1]
 
@@ -123,7 +125,8 @@ def test_evaluation_that_does_not_fit_says_so(lab):
 def failed_group(root: Path, micro_batch: int = 8) -> Packed:
     """A trial of several workers whose folder is as a rank leaves it that failed."""
     config = config_from_mapping(parse_yaml(FILE, "wide.yaml").values)
-    config = derive(config, {"train.micro_batch": micro_batch, "scale.workers": 2})
+    changes = {"train.batch_size": 16, "train.micro_batch": micro_batch, "scale.workers": 2}
+    config = derive(config, changes)
     with open_run(
         RunPaths(root), digest=config_digest(config), config_yaml=dump_yaml(config), resume=False
     ) as opened:
@@ -173,6 +176,7 @@ def test_one_rank_of_a_trial(lab, monkeypatch):
         "sweep",
         "wide.yaml",
         "scale.workers=2",
+        "train.batch_size=16",
         "sweep={trials: 1, space: {optimizer.lr: {type: uniform, low: 0.01, high: 0.02}}}",
         "ensemble=null",
     )
@@ -189,7 +193,7 @@ def test_one_rank_of_a_trial(lab, monkeypatch):
 @pytest.mark.slow
 def test_one_rank_of_a_group(lab, monkeypatch):
     monkeypatch.setenv("WIDE_RANK", "1")
-    lab.run("train", "wide.yaml", "scale.workers=2")
+    lab.run("train", "wide.yaml", "scale.workers=2", "train.batch_size=16")
     (event,) = events(lab)
     assert (event["before"], event["after"]) == (8, 4)
     assert config_of(lab, "wide").train.micro_batch == 4
