@@ -9,13 +9,12 @@ NAME ?= demo-$(shell date +%Y%m%d-%H%M%S)
 demo: $(VENV)/.ready
 	@.ci/demo $(BIN) $(NAME)
 
-# Tests that start Ray go one after another. They wait more than they compute, so the engines'
-# contracts, which start no Ray, are computed beside them, and give way.
+# The engines' contracts have groups of processes of their own, and tests that start Ray a cluster:
+# neither shares the machine with another test.
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest -m "not slow and not ray" -n 2 --ignore=tests/contracts
-	@nice $(BIN)/python -m pytest -m "not slow" tests/contracts > $(VENV)/contracts.log 2>&1 & \
-	contracts=$$!; $(BIN)/python -m pytest -m "not slow and ray"; ray=$$?; \
-	wait $$contracts; contracts=$$?; cat $(VENV)/contracts.log; exit $$((ray + contracts))
+	$(BIN)/python -m pytest -m "not slow" tests/contracts
+	$(BIN)/python -m pytest -m "not slow and ray"
 
 # What they said is kept, also of those that fail.
 REPORT := $(VENV)/test-slow

@@ -75,7 +75,7 @@ class Lab:
 
     def run(self, *arguments: str, code: int = 0, **options) -> subprocess.CompletedProcess[str]:
         process = self.start(*arguments, **options)
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
         assert "Traceback" not in err
         return subprocess.CompletedProcess(arguments, code, out, err)
@@ -86,6 +86,7 @@ class Lab:
         with contextlib.chdir(self.folder), redirect_stdout(out), redirect_stderr(err):
             found = cli.run(arguments)
         assert found == code, f"exit code {found}\n{out.getvalue()}\n{err.getvalue()}"
+        assert "Traceback" not in err.getvalue()
         return subprocess.CompletedProcess(arguments, found, out.getvalue(), err.getvalue())
 
     def lines(self, name: str) -> list[dict]:
@@ -107,7 +108,7 @@ class Lab:
         process.send_signal(sig)
 
 
-def wait_for(condition, process, why: str, seconds: float = 240) -> None:
+def wait_for(condition, process, why: str, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None:
@@ -132,7 +133,7 @@ def alive_in_session(leader: int) -> list[str]:
     return found
 
 
-def assert_nothing_left(leader: int, seconds: float = 120) -> None:
+def assert_nothing_left(leader: int, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while left := alive_in_session(leader):
         assert time.monotonic() < deadline, f"left behind: {left}"

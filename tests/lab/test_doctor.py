@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 ORCH = Path(sys.executable).parent / "orch"
 
 NETWORK = '''
@@ -43,7 +43,7 @@ def doctor(folder, *arguments):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=800,
+        timeout=1500,
     )
 
 

@@ -62,7 +62,7 @@ def command(*arguments, cwd, code=0):
         text=True,
         cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr

@@ -35,7 +35,7 @@ def test_killed_and_resumed_is_the_uninterrupted_run_to_the_bit(lab):
     assert lab.status("killed")["restarts"] == 1
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_an_unfinished_run_asks_for_resume_and_a_finished_one_for_a_name(lab):
     process = lab.start("train", "lab.yaml")
     lab.kill_at(process, "lab", step=10)
@@ -56,7 +56,7 @@ def test_an_unfinished_run_asks_for_resume_and_a_finished_one_for_a_name(lab):
 def test_ctrl_c_checkpoints_and_resume_goes_on(lab):
     process = lab.start("train", "lab.yaml")
     lab.kill_at(process, "lab", step=20, sig=signal.SIGINT)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert "--resume" in out
     status = lab.status("lab")
@@ -77,7 +77,7 @@ def test_two_runs_into_one_folder(lab):
     step = lab.lines("lab")[-1]["step"]
     wait_for(lambda: lab.lines("lab")[-1]["step"] > step, first, "the first one was disturbed")
     first.send_signal(signal.SIGINT)
-    _, err = first.communicate(timeout=240)
+    _, err = first.communicate(timeout=600)
     assert first.returncode == 130, err
 
 

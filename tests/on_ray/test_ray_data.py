@@ -332,7 +332,7 @@ def test_reads_outside_the_placement_group_of_its_worker(session, folder):
         return sum(len(m) for batch in loader.train(0) for m in batch.micro_batches)
 
     try:
-        assert ray.get(trial.remote(), timeout=200) == TOTAL * 0.85
+        assert ray.get(trial.remote(), timeout=600) == TOTAL * 0.85
     finally:
         remove_placement_group(group)
 

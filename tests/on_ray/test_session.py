@@ -47,7 +47,7 @@ def test_own_cluster_is_quiet_finds_plugins_and_ends(tmp_path):
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [False, "mine"]
@@ -93,10 +93,10 @@ host.close()
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
-        timeout=240,
+        timeout=600,
     )
     assert done.stdout == "from-the-driver\n", done.stderr
-    socket.create_connection(cluster.address.rsplit(":", 1), timeout=60).close()
+    socket.create_connection(cluster.address.rsplit(":", 1), timeout=180).close()
 
 
 TRAVELS = """
@@ -129,7 +129,7 @@ def test_a_users_modules_travel_with_those_that_they_import(cluster, tmp_path):
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
-        timeout=240,
+        timeout=600,
     )
     assert done.stdout == "mine\n", done.stderr
 
@@ -157,7 +157,7 @@ def test_a_node_with_other_code_is_refused(cluster, tmp_path):
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            timeout=240,
+            timeout=600,
         )
     finally:
         cluster.remove_node(node)
@@ -182,7 +182,7 @@ def plan_of(cluster, folder, *overrides: str) -> subprocess.CompletedProcess[str
         capture_output=True,
         text=True,
         cwd=folder,
-        timeout=240,
+        timeout=600,
     )
 
 

@@ -204,7 +204,7 @@ def test_ctrl_c_lets_running_trials_end_in_order(tmp_path):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.1)
         os.kill(process.pid, signal.SIGINT)
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=300)
     finally:
         process.kill()
     # Two ran and wrote their checkpoint; neither counts as finished, and the third never began.

@@ -59,9 +59,9 @@ def test_two_ranks_agree(tmp_path, fails):
     ranks = [context.Process(target=rank, args=(n, tmp_path, fails, results)) for n in (0, 1)]
     for process in ranks:
         process.start()
-    answers = dict(results.get(timeout=200) for _ in ranks)
+    answers = dict(results.get(timeout=600) for _ in ranks)
     for process in ranks:
-        process.join(timeout=60)
+        process.join(timeout=180)
     found = Checkpoints(tmp_path / "checkpoints").valid()
     if fails:
         assert "No space left" in answers[0]

@@ -71,7 +71,7 @@ def test_second_is_refused_and_told_who_holds_it(path):
     assert lease_holder(path).pid == process.pid
     with pytest.raises(RunFolderError, match=f"written by process {process.pid} on .*name="):
         Lease(path)
-    process.communicate("\n", timeout=60)
+    process.communicate("\n", timeout=180)
     assert lease_holder(path) is None
     with Lease(path) as lease:
         assert lease.taken_from is None
@@ -106,7 +106,7 @@ def test_exactly_one_of_several_racers_wins(path, tmp_path, left):
     # The winner holds it until every other one has tried.
     answers = sorted(racer.stdout.readline() for racer in racers)
     for racer in racers:
-        racer.communicate(timeout=60)
+        racer.communicate(timeout=180)
     assert answers == ["lost\n", "lost\n", "lost\n", "won\n"]
 
 

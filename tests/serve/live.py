@@ -45,7 +45,7 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def until(done: Callable[[], bool], seconds: float = 60) -> None:
+def until(done: Callable[[], bool], seconds: float = 180) -> None:
     """Waits until something is so; the limit only ends what would never be."""
     end = time.monotonic() + seconds
     while not done():
@@ -92,7 +92,7 @@ class Live:
         assert isinstance(self.backend, Dispatcher)
         return self.backend
 
-    def call(self, work: Coroutine[Any, Any, T], seconds: float = 60) -> T:
+    def call(self, work: Coroutine[Any, Any, T], seconds: float = 180) -> T:
         """Runs a coroutine on the server's event loop, and waits for what it returns."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(seconds)
 
@@ -100,7 +100,7 @@ class Live:
         """Waits until the gateway obeys the operator's newest table."""
         until(lambda: self.link.table.generation >= self.operator.current.generation)
 
-    def connect(self, seconds: float = 60) -> socket.socket:
+    def connect(self, seconds: float = 180) -> socket.socket:
         """A raw connection, for what no HTTP client would send."""
         return socket.create_connection((self.host, self.port), timeout=seconds)
 
@@ -154,7 +154,7 @@ def live_server(
             # A server that fails to start ends its thread.
             while not (ready.wait(0.05) and runner.started):
                 assert thread.is_alive(), "the server did not start; its error is in the log"
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=180) as client:
                 yield Live(
                     "127.0.0.1",
                     port,

@@ -99,7 +99,7 @@ def ray_server(
     scheme = "https" if certificate else "http"
     verify = trusting(certificate)
     base = f"{scheme}://localhost:{port}"
-    with httpx.Client(base_url=base, timeout=90, verify=verify) as client:
+    with httpx.Client(base_url=base, timeout=180, verify=verify) as client:
         server = RayServer(process, client, mark, certificate)
         ready = threading.Event()
         reader = threading.Thread(target=_read, args=(server, ready), daemon=True)
@@ -186,7 +186,7 @@ class Load:
         self._thread.join(120)
         print(self.tally)
 
-    def answered(self, more: int, seconds: float = 60) -> None:
+    def answered(self, more: int, seconds: float = 180) -> None:
         """Waits for further answers."""
         wanted, end = len(self.tally.answered) + more, time.monotonic() + seconds
         while len(self.tally.answered) < wanted:

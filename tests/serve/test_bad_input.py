@@ -438,7 +438,7 @@ def test_overload_is_refused_and_takes_no_memory(gate):
     ) as live:
         limits = httpx.Limits(max_connections=100)
         with (
-            httpx.Client(base_url=live.url, timeout=120, limits=limits) as client,
+            httpx.Client(base_url=live.url, timeout=300, limits=limits) as client,
             concurrent.futures.ThreadPoolExecutor(64) as threads,
         ):
             calls = [threads.submit(client.post, INFER, json=request) for _ in range(64)]

@@ -83,7 +83,7 @@ async def settle() -> None:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(180):
         while not true():
             await asyncio.sleep(0.001)
 

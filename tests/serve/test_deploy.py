@@ -26,7 +26,7 @@ def test_rays_own_command_serves_the_written_file(tmp_path: Path):
     traffic = 'serve.traffic={hats: {type: weighted, weights: {"1": 1, "2": 0}}}'
     write = [sys.executable, "-m", "orchestrator", "serve", "hats@1=hats", "hats@2=caps", traffic]
     options = ["--port", str(port), "--runs-dir", str(runs), "--write-config", str(written)]
-    subprocess.run([*write, *QUICK, *options], check=True, timeout=120)
+    subprocess.run([*write, *QUICK, *options], check=True, timeout=300)
     tool = Path(sys.executable).parent
     head = ["start", "--head", "--num-cpus=8", "--port=0", f"--dashboard-port={dashboard}"]
     environment = os.environ | {"RAY_TMPDIR": "/tmp", "RAY_AUTH_MODE": "disabled"}

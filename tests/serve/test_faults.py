@@ -174,7 +174,7 @@ def test_learnt_traffic_survives_the_operator(server):
     until(lambda: state() == {"posteriors": {"a": [11, 6]}})
 
 
-def until(done: Callable[[], bool], seconds: float = 60) -> None:
+def until(done: Callable[[], bool], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline

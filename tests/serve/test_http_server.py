@@ -21,7 +21,7 @@ from orchestrator.serve.tls import Certificate
 from tests.serve.live import free_ports, until
 from tests.serve.ray_server import make_certificate
 
-get = functools.partial(httpx.get, timeout=60)
+get = functools.partial(httpx.get, timeout=180)
 
 
 def application(entered: Callable[[], None] = lambda: None) -> FastAPI:
@@ -133,7 +133,7 @@ def test_one_byte_now_and_then_is_no_head(hurry):
 
 def test_a_request_that_takes_its_time_is_not_a_slow_head(monkeypatch, hurry):
     patience = http_server.HEAD_SECONDS
-    with serving(entered=hurry) as (port, _), httpx.Client(timeout=60) as client:
+    with serving(entered=hurry) as (port, _), httpx.Client(timeout=180) as client:
         for _ in range(2):
             monkeypatch.setattr(http_server, "HEAD_SECONDS", patience)
             assert client.get(f"http://127.0.0.1:{port}/?wait=0.6").json() == "hello"
@@ -236,7 +236,7 @@ def test_an_address_that_is_not_here_is_told_of():
 
     async def run() -> None:
         server.begin()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while True:
                 server.check()
                 await asyncio.sleep(0.01)

@@ -90,7 +90,7 @@ def test_made_up_requests_are_answered_as_documented(live, method, path):
     )
     @hypothesis.given(requests_to(method, path))
     def answered(case: Any) -> None:
-        answer = case.call(base_url=live.url, timeout=60)
+        answer = case.call(base_url=live.url, timeout=180)
         # Who asks within microseconds is told that time ran out.
         assert answer.status_code < 500 or answer.status_code == 504, answer.text
         case.validate_response(answer, checks=CHECKS)

@@ -76,7 +76,7 @@ def test_the_last_version_answers_and_the_first_can_go(roots):
 
 
 async def until(done) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while not done():
             await asyncio.sleep(0.01)
 

@@ -72,7 +72,7 @@ def resize(browser: Any, width: int, height: int) -> None:
 def until(browser: Any, what: Any) -> Any:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(browser, 20).until(what)
+    return WebDriverWait(browser, 120).until(what)
 
 
 def by_id(browser: Any, name: str) -> Any:

@@ -92,7 +92,7 @@ def server(runs) -> Iterator[Server]:
     else:
         pytest.fail("the server ended: " + "\n".join(output))
     headers = {"X-API-Key": KEY}
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=90) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=180) as client:
         yield Server(process, client, port, runs, output)
     process.kill()
     process.wait()
@@ -137,7 +137,7 @@ def test_many_at_once_get_their_own_answers(server):
     async def ask_all() -> list[httpx.Response]:
         headers = {"X-API-Key": KEY}
         url = f"http://127.0.0.1:{server.port}/predict/shoes"
-        async with httpx.AsyncClient(headers=headers, timeout=90) as client:
+        async with httpx.AsyncClient(headers=headers, timeout=180) as client:
             files = [encode(Image.fromarray(image[0])) for image in images]
             bodies = [b"no image" if n in bad else file for n, file in enumerate(files)]
             return await asyncio.gather(*(client.post(url, content=body) for body in bodies))
@@ -153,8 +153,8 @@ def test_many_at_once_get_their_own_answers(server):
 
 def test_the_key_is_asked_for(server):
     url = f"http://127.0.0.1:{server.port}/v2"
-    assert httpx.get(url, timeout=90).status_code == 401
-    assert httpx.get(f"{url}/health/ready", timeout=90).status_code == 200
+    assert httpx.get(url, timeout=180).status_code == 401
+    assert httpx.get(f"{url}/health/ready", timeout=180).status_code == 200
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -195,7 +195,7 @@ def test_nothing_speaks_http_to_other_machines(server):
 
 def test_a_port_in_use_is_named_before_anything_starts(server):
     second = launch(server.runs, server.port)
-    out, _ = second.communicate(timeout=120)
+    out, _ = second.communicate(timeout=300)
     assert second.returncode == 2
     starting, error = out.splitlines()
     assert starting.startswith("starting ")
@@ -220,7 +220,7 @@ def test_a_killed_replica_comes_back(server, part):
     pixels = np.random.default_rng(2).random((1, 1, 12, 12), dtype=np.float32)
     before = infer(server, "hats", pixels)
     victim.kill()
-    victim.wait(timeout=60)
+    victim.wait(timeout=180)
     deadline = time.monotonic() + 200
     while not answers(server, "hats"):
         assert time.monotonic() < deadline
@@ -232,7 +232,7 @@ def test_ctrl_c_leaves_nothing(server):
     """The last test: it ends the server."""
     assert len(server.family()) > 5
     os.kill(server.process.pid, signal.SIGINT)
-    out, _ = server.process.communicate(timeout=120)
+    out, _ = server.process.communicate(timeout=300)
     assert server.process.returncode == 0, out
     assert "Traceback" not in out and "graceful_shutdown" not in out
     deadline = time.monotonic() + 60
@@ -253,7 +253,7 @@ def test_a_stop_during_the_start_leaves_nothing(runs):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=180)
     assert process.returncode == 130 and "Traceback" not in out, out
     deadline = time.monotonic() + 10
     while left := server.family():

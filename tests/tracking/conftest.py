@@ -48,7 +48,7 @@ class Server:
                 time.sleep(0.1)
 
     def rows(self, query: str, *values: object) -> list[tuple]:
-        with sqlite3.connect(self.folder / "openwandb.db", timeout=60) as database:
+        with sqlite3.connect(self.folder / "openwandb.db", timeout=180) as database:
             return database.execute(query, values).fetchall()
 
     def run(self, id: str) -> dict:
@@ -64,7 +64,7 @@ class Server:
     def stop(self, how: int = signal.SIGTERM) -> None:
         if self.process.poll() is None:
             self.process.send_signal(how)
-            self.process.wait(timeout=60)
+            self.process.wait(timeout=180)
 
 
 @pytest.fixture(scope="session")

@@ -163,7 +163,7 @@ def test_no_secret_and_no_command_line_is_kept(tmp_path, server, start, end):
 def test_without_a_key_it_is_offline_and_asks_nothing(tmp_path, server, start, end):
     root = tmp_path / "000"
     # Sooner than W&B itself would give up.
-    end(start(RUN, root, 1, 4, "done", "auto", WANDB_BASE_URL=server.url), timeout=100)
+    end(start(RUN, root, 1, 4, "done", "auto", WANDB_BASE_URL=server.url), timeout=300)
     assert len(list(root.glob("logs/wandb/offline-run-*/*.wandb"))) == 1
     assert server.rows("SELECT 1 FROM runs WHERE run_id = ?", run_id(root)) == []
     (message,) = events(root)
@@ -176,7 +176,7 @@ def test_a_server_that_is_not_there(tmp_path, start, end, mode):
     root = tmp_path / "000"
     settings = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": KEY}
     # Sooner than W&B itself would give up.
-    end(start(RUN, root, 1, 4, "done", mode, **settings), timeout=100)
+    end(start(RUN, root, 1, 4, "done", mode, **settings), timeout=300)
     (message,) = events(root)
     assert "can't be reached" in message
     losses = [one for one in records(root) if one.HasField("history")]

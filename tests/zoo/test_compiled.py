@@ -90,7 +90,7 @@ def fresh_kernels(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=LOST) if n == "alexnet" else n for n in FAMILIES]
 )

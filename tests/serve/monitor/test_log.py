@@ -147,7 +147,7 @@ def test_a_crash_leaves_only_whole_files(tmp_path):
         [sys.executable, "-c", _DIES, str(tmp_path)],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root)},
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert died.returncode == 9

@@ -138,7 +138,7 @@ def test_arrays_that_are_not_there_are_refused(arrays):
 
 
 async def until(done) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while not done():
             await asyncio.sleep(0.005)
 
