@@ -79,6 +79,9 @@ def adopt(config: ExperimentConfig, earlier: ExperimentConfig) -> ExperimentConf
         name = key.split(".")[1]
         if getattr(config.train, name) == "auto":
             changes[key] = getattr(earlier.train, name)
+    if config.train.batch_size != earlier.train.batch_size:
+        # It may not even fit, and then it, not the other batch, would be complained of.
+        changes.pop(MICRO_BATCH, None)
     if _uncut(config):
         changes[CUT] = getattr(earlier.engine, "cut", None)
     return adopt_engine(derive(config, changes) if changes else config, earlier)

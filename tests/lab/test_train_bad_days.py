@@ -47,6 +47,10 @@ def test_an_unfinished_run_asks_for_resume_and_a_finished_one_for_a_name(lab):
     lab.here("train", "lab.yaml", "--resume")
     again = lab.here("train", "lab.yaml", code=2)
     assert "name=" in again.stderr
+    smaller = lab.here("train", "lab.yaml", "train.batch_size=32", code=2)
+    assert "holds a finished run" in smaller.stderr and "name=" in smaller.stderr
+    smaller = lab.here("train", "lab.yaml", "train.batch_size=32", "--resume", code=2)
+    assert "train.batch_size: 64 -> 32" in smaller.stderr
     lab.here("train", "runs/lab/config.yaml")
     assert lab.status("lab-2")["state"] == "done"
     same = [(lab.runs / name / "model.safetensors").read_bytes() for name in ("lab", "lab-2")]
