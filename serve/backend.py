@@ -65,6 +65,7 @@ class Answer:
         queue_seconds: waiting for a replica and a batch.
         compute_seconds: until the batch came back, transport included.
         batch: samples in the forward pass that it was part of.
+        members: networks that the version has.
     """
 
     computed: Computed
@@ -72,6 +73,7 @@ class Answer:
     queue_seconds: float = 0.0
     compute_seconds: float = 0.0
     batch: int = 1
+    members: int = 1
 
 
 @dataclass(frozen=True)

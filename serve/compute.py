@@ -31,22 +31,15 @@ from orchestrator.serve.wire.place import Place
 
 
 def answer_together(
-    executor: Executor, requests: Sequence[Inputs], seconds: float | None = None
+    executor: Executor, requests: Sequence[Inputs], due: float | None = None
 ) -> list[Computed | NoAnswerError]:
     """Answers several requests by one forward pass; a bad one fails alone.
 
     Args:
         executor: the model.
         requests: inputs of each request; the number of samples may differ.
-        seconds: see `Executor.run`.
+        due: when `Executor.run` has to be done, on `time.monotonic`'s clock; None for whenever.
     """
-    due = None if seconds is None else time.monotonic() + seconds
-    return _answered(executor, requests, due)
-
-
-def _answered(
-    executor: Executor, requests: Sequence[Inputs], due: float | None
-) -> list[Computed | NoAnswerError]:
     left = None if due is None else due - time.monotonic()
     try:
         together = executor.run(_joined(requests), left)
@@ -58,17 +51,22 @@ def _answered(
         if len(requests) > 1:
             half = len(requests) // 2
             parts = requests[:half], requests[half:]
-            return [one for part in parts for one in _answered(executor, part, due)]
+            return [one for part in parts for one in answer_together(executor, part, due)]
         if full and len(requests[0]) > 1:
             return [_in_halves(executor, requests[0], due)]
         return [NoAnswerError(f"the model failed on this input ({_what(error)})")]
     return _divided(together, requests)
 
 
+def due_in(seconds: float | None) -> float | None:
+    """When so many seconds are over: from now, not from when a thread is free for the batch."""
+    return None if seconds is None else time.monotonic() + seconds
+
+
 def _in_halves(executor: Executor, inputs: Inputs, due: float | None) -> Computed | NoAnswerError:
     """One request for which there was not enough memory at once."""
     half = len(inputs) // 2
-    found = [_answered(executor, [part], due)[0] for part in (inputs[:half], inputs[half:])]
+    found = [answer_together(executor, [part], due)[0] for part in (inputs[:half], inputs[half:])]
     failed = next((one for one in found if isinstance(one, NoAnswerError)), None)
     if failed is not None:
         return failed
@@ -139,10 +137,13 @@ class LocalPool:
         self, requests: Sequence[Inputs], seconds: float | None
     ) -> list[Computed | NoAnswerError]:
         """See `Pool.compute`."""
-        loop = asyncio.get_running_loop()
+        loop, due = asyncio.get_running_loop(), due_in(seconds)
         return await loop.run_in_executor(
-            self._thread, answer_together, self._executor, requests, seconds
+            self._thread, answer_together, self._executor, requests, due
         )
+
+    async def available(self) -> None:
+        """See `Pool.available`: the replica is this process."""
 
     def meet(self, places: Sequence[Place]) -> None:
         """Nothing: the replica is this process."""

@@ -56,17 +56,19 @@ class ModelReplica:
         self, requests: Sequence[Inputs], seconds: float | None
     ) -> list[Computed | NoAnswerError]:
         """Answers one batch; see `Pool.compute`."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._timed, requests, seconds)
+        from orchestrator.serve.compute import due_in
+
+        loop, due = asyncio.get_running_loop(), due_in(seconds)
+        return await loop.run_in_executor(self._thread, self._timed, requests, due)
 
     def _timed(
-        self, requests: Sequence[Inputs], seconds: float | None
+        self, requests: Sequence[Inputs], due: float | None
     ) -> list[Computed | NoAnswerError]:
         from orchestrator.serve.compute import answer_together
 
         self._since = time.monotonic()
         try:
-            return answer_together(self._executor, requests, seconds)
+            return answer_together(self._executor, requests, due)
         finally:
             self._since = None
 

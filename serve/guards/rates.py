@@ -79,6 +79,7 @@ def address_of(scope: Scope) -> str:
     peer = (scope.get("client") or ("", 0))[0]
     if peer in _LOOPBACK:
         # A proxy adds the address that it saw at the end; what stands before it is anyone's word.
-        told = Headers(scope=scope).get("x-forwarded-for", "").rpartition(",")[2].strip()
+        lines = Headers(scope=scope).getlist("x-forwarded-for")
+        told = ",".join(lines).rpartition(",")[2].strip()
         return told[:64] or str(peer)
     return str(peer)

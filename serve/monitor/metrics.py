@@ -6,9 +6,11 @@ import collections
 import time
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.serve.backend import Backend
+from orchestrator.serve.guards.refusals import broken
 from orchestrator.serve.monitor.trace import SCOPE_KEY, Trace, request_id
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -70,6 +72,13 @@ class RequestMetrics:
 
         try:
             await self._app(scope, timed, watched)
+        except ClientDisconnect:
+            raise
+        except Exception:
+            # Else it would be answered outside of all middleware, without an id and uncounted.
+            if status == _LEFT:
+                await broken()(scope, receive, watched)
+            raise
         finally:
             # Labels are routes and models that exist, so that clients can't grow the series.
             route = getattr(scope.get("route"), "path", "other")

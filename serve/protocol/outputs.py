@@ -81,11 +81,11 @@ def write_response(
     message: dict[str, Any] = {"model_name": card.name, "model_version": answer.version}
     if request_id is not None:
         message["id"] = request_id
-    if card.members > 1:
+    if answer.members > 1:
         done = answer.computed
         message["parameters"] = {
             "members": done.members,
-            "members_total": card.members,
+            "members_total": answer.members,
             "late": done.late,
         }
     message["outputs"] = outputs = []

@@ -183,7 +183,7 @@ def _about(
         "model": card.name,
         "version": found[0].version,
         "members": min(one.computed.members for one in found),
-        "members_total": card.members,
+        "members_total": found[0].members,
         "late": any(one.computed.late for one in found),
         "ms": round((time.perf_counter() - start) * 1000, 3),
     }

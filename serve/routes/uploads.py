@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +18,8 @@ from orchestrator.serve.protocol.people import PredictRequest, parse_predict
 from orchestrator.serve.protocol.tensors import MAX_ROWS
 
 Kind = Literal["image", "text"]
+_HEAD = 64 * 1024
+"""Bytes between the contents of two parts of a form, at most: a boundary and a head."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,15 @@ async def _form(request: Request, kind: Kind) -> Upload:
     items: list[bytes | RequestError] = []
     try:
         async with request.form(max_files=MAX_ROWS, max_fields=MAX_ROWS) as form:
+            at = 0
             for _, value in form.multi_items():
                 if isinstance(value, UploadFile):
-                    items.append(await value.read())
+                    content = await value.read()
+                    items.append(content)
+                    _, at = _found(body, content, at)
                 elif kind == "text":
-                    items.append(_field(value, body))
+                    item, at = _field(body, value, at)
+                    items.append(item)
     except HTTPException as error:
         raise RequestError(f"the form can't be read: {error.detail}") from None
     if not items:
@@ -72,10 +79,28 @@ async def _form(request: Request, kind: Kind) -> Upload:
     return Upload(items, several=len(items) > 1)
 
 
-def _field(value: str, body: bytes) -> bytes | RequestError:
-    """The content of a form's field; a field that is no UTF-8 was silently read as Latin-1."""
+def _field(body: bytes, value: str, at: int) -> tuple[bytes | RequestError, int]:
+    """The content of a form's field, and where it ends; what is no UTF-8 was read as Latin-1.
+
+    Args:
+        at: where the part before it ended.
+    """
     data = value.encode()
-    return data if data in body else RequestError("a field of the form is no UTF-8")
+    found, end = _found(body, data, at)
+    if found:
+        return data, end
+    with contextlib.suppress(UnicodeEncodeError):
+        _, end = _found(body, value.encode("latin-1"), at)
+    return RequestError("a field of the form is no UTF-8"), end
+
+
+def _found(body: bytes, content: bytes, at: int) -> tuple[bool, int]:
+    """Whether a part's content is there, and where it ends; only as far as its head may be long.
+
+    A search of all that is left would take a form of many fields and a large file half a minute.
+    """
+    place = body.find(content, at, at + _HEAD + len(content))
+    return (True, place + len(content)) if place >= 0 else (False, at)
 
 
 def _json(asked: PredictRequest, kind: Kind) -> Upload:

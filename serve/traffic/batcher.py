@@ -23,6 +23,8 @@ ATTEMPTS = 3
 """How often a request is computed when replicas end under it: a forward pass has no side effect."""
 _PAUSE = 0.2
 """Seconds before the next attempt."""
+_ALIKE = 2.0
+"""Deadlines in one batch differ at most so many times: who is in a hurry hurries all of it."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,13 @@ class _Waiting:
     @property
     def size(self) -> int:
         return len(self.inputs)
+
+    def goes_with(self, other: _Waiting, now: float) -> bool:
+        """Whether the time that one has is enough for the other, and not far too much."""
+        if self.due is None or other.due is None:
+            return self.due is other.due
+        left = sorted((self.due - now, other.due - now))
+        return left[1] <= _ALIKE * left[0]
 
 
 class Batcher:
@@ -101,8 +110,9 @@ class Batcher:
                 f"{self.waiting} samples wait for {self.pool.card.name!r} already; try again",
                 status=429,
             )
-        now = time.monotonic()
-        one = _Waiting(inputs, due, asyncio.get_running_loop().create_future(), now)
+        now, loop = time.monotonic(), asyncio.get_running_loop()
+        one = _Waiting(inputs, due, loop.create_future(), now)
+        alarm = None if due is None else loop.call_later(due - now, self._is_due, one)
         self._queue.append(one)
         self.waiting += one.size
         self._pump()
@@ -111,26 +121,49 @@ class Batcher:
         except asyncio.CancelledError:
             self._forget(one)
             raise
+        finally:
+            if alarm is not None:
+                alarm.cancel()
 
-    def _forget(self, one: _Waiting) -> None:
-        """Frees the place of a request whose client has left, unless it is computed already."""
+    def _forget(self, one: _Waiting) -> bool:
+        """Frees the place of a request, unless it is computed already; whether it waited."""
         with contextlib.suppress(ValueError):
             self._queue.remove(one)
             self.waiting -= one.size
+            return True
+        return False
+
+    def _is_due(self, one: _Waiting) -> None:
+        """Ends a request that still waits; one that is computed has as long again.
+
+        An ensemble's last member may have begun just before, and answers have a way to go.
+        """
+        assert one.due is not None
+        if self._forget(one):
+            _give_up(one)
+            return
+        asyncio.get_running_loop().call_later(one.due - one.arrived, _give_up, one)
 
     def _pump(self) -> None:
         """Sends batches while there is room for them."""
         while self._queue and len(self._under_way) < self.pool.capacity:
             size = self._pace.size(self.waiting + self._computing)
             if self.waiting < size and (wait := self._time_to_fill()) > 0:
-                if self._timer is None:
-                    self._timer = asyncio.get_running_loop().call_later(wait, self._fire)
+                self._fire_in(wait)
                 return
             if batch := self._take(size):
                 self._computing += sum(one.size for one in batch)
                 task = asyncio.ensure_future(self._compute(batch))
                 self._under_way.add(task)
                 task.add_done_callback(self._done)
+
+    def _fire_in(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._timer is not None and self._timer.when() > loop.time() + seconds:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = loop.call_later(seconds, self._fire)
 
     def _fire(self) -> None:
         self._timer = None
@@ -141,14 +174,17 @@ class Batcher:
         self._pump()
 
     def _time_to_fill(self) -> float:
-        one, patience = self._queue[0], self._pace.patience(len(self._under_way))
-        if one.due is not None:
-            patience = min(patience, (one.due - one.arrived) / 2)
-        return one.arrived + patience - time.monotonic()
+        end = self._queue[0].arrived + self._pace.patience(len(self._under_way))
+        halves = ((one.arrived + one.due) / 2 for one in self._queue if one.due is not None)
+        return min([end, *halves]) - time.monotonic()
 
     def _take(self, most: int) -> list[_Waiting]:
-        """The next batch; requests whose client has left, or whose time is up, are not in it."""
+        """The next batch, of requests that have about the same time.
+
+        Those whose client has left, or whose time is up, are not in it.
+        """
         batch: list[_Waiting] = []
+        others: list[_Waiting] = []
         size, now = 0, time.monotonic()
         while self._queue and (not batch or size + self._queue[0].size <= most):
             one = self._queue.popleft()
@@ -156,17 +192,21 @@ class Batcher:
             if one.answer.done():
                 continue
             if one.due is not None and one.due <= now:
-                one.answer.set_exception(_too_late())
-                continue
-            batch.append(one)
-            size += one.size
+                _give_up(one)
+            elif batch and not one.goes_with(batch[0], now):
+                others.append(one)
+            else:
+                batch.append(one)
+                size += one.size
+        self._queue.extendleft(reversed(others))
+        self.waiting += sum(one.size for one in others)
         return batch
 
     async def _compute(self, batch: list[_Waiting]) -> None:
         start = time.monotonic()
         size = sum(one.size for one in batch)
         try:
-            answers = await self._answers(batch, start)
+            answers = await self._answers(batch)
         except ReplicaLostError as error:
             await self._again(batch, error)
             return
@@ -185,19 +225,20 @@ class Batcher:
             if isinstance(answer, NoAnswerError):
                 one.answer.set_exception(answer)
                 continue
-            version = self.pool.card.version
-            one.answer.set_result(Answer(answer, version, start - one.arrived, taken, size))
+            card = self.pool.card
+            waited = start - one.arrived
+            found = Answer(answer, card.version, waited, taken, size, card.members)
+            one.answer.set_result(found)
 
-    async def _answers(
-        self, batch: list[_Waiting], start: float
-    ) -> Sequence[Computed | NoAnswerError]:
+    async def _answers(self, batch: list[_Waiting]) -> Sequence[Computed | NoAnswerError]:
         """What the replicas say, or why they say nothing; a `ReplicaLostError` passes."""
         dues = [one.due for one in batch if one.due is not None]
+        inputs = [one.inputs for one in batch]
         try:
+            await self.pool.available()
             async with asyncio.timeout(self._limits.compute_seconds):
-                return await self.pool.compute(
-                    [one.inputs for one in batch], min(dues) - start if dues else None
-                )
+                left = min(dues) - time.monotonic() if dues else None
+                return await self.pool.compute(inputs, left)
         except ReplicaLostError:
             raise
         except TimeoutError:
@@ -219,5 +260,7 @@ class Batcher:
                 one.answer.set_exception(NoAnswerError(f"{error}; try again", status=503))
 
 
-def _too_late() -> NoAnswerError:
-    return NoAnswerError("the deadline passed while the request waited", status=504)
+def _give_up(one: _Waiting) -> None:
+    if not one.answer.done():
+        error = NoAnswerError("the deadline passed before there was an answer", status=504)
+        one.answer.set_exception(error)

@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary
 
 from orchestrator.serve.backend import Answer, Ask, Heat, Inputs, NoAnswerError, Pixels, Seen
 from orchestrator.serve.cards import ModelCard
-from orchestrator.serve.monitor.trace import Trace
 from orchestrator.serve.traffic.batcher import Batcher, QueueLimits
 from orchestrator.serve.traffic.pool import OneBatch, Pool
 from orchestrator.serve.traffic.rule import Outcome, Rule
@@ -101,30 +100,36 @@ class Dispatcher:
         if not ask.version:
             for version in model.rule.shadows(chosen, versions):
                 self._copy(name, model.queues[version], inputs)
-        return await self._asked(name, model.queues[chosen], inputs, ask.deadline, ask.trace)
+        return await self._asked(name, model.queues[chosen], inputs, ask)
 
     async def _asked(
         self,
         name: str,
         queue: Batcher,
         inputs: Inputs,
-        due: float | None,
-        trace: Trace | None,
+        ask: Ask,
         shadow: bool = False,
     ) -> Answer:
-        start, failed = time.monotonic(), True
+        start, failed, judged = time.monotonic(), True, not ask.version
         version = queue.pool.card.version
         answer: Answer | None = None
         try:
-            answer = await queue.ask(inputs, due)
+            answer = await queue.ask(inputs, ask.deadline)
             failed = False
         except asyncio.CancelledError:
             failed = False
             raise
+        except NoAnswerError as error:
+            full = error.status == 429
+            failed = not full and not _of_its_own(error, ask.deadline)
+            judged = judged and not full  # how long it took says nothing
+            raise
         finally:
-            self._observe(name, Outcome(version, failed, time.monotonic() - start, shadow))
+            # What a client asks a version for by name is not the traffic that it is judged by.
+            if judged:
+                self._observe(name, Outcome(version, failed, time.monotonic() - start, shadow))
             for see in self._watchers:
-                see(Seen(name, version, inputs, answer, failed, start, shadow, trace))
+                see(Seen(name, version, inputs, answer, failed, start, shadow, ask.trace))
         return answer
 
     def _copy(self, name: str, queue: Batcher, inputs: Inputs) -> None:
@@ -138,7 +143,7 @@ class Dispatcher:
 
         async def copied() -> None:
             with contextlib.suppress(NoAnswerError):
-                await self._asked(name, copies, inputs, None, None, shadow=True)
+                await self._asked(name, copies, inputs, Ask(), shadow=True)
 
         task = asyncio.ensure_future(copied())
         self._shadows.add(task)
@@ -176,3 +181,8 @@ class Dispatcher:
                 return all(await asyncio.gather(*(queue.pool.ready() for queue in queues)))
         except TimeoutError:
             return False
+
+
+def _of_its_own(error: NoAnswerError, deadline: float | None) -> bool:
+    """Whether the time ran out that the request itself set."""
+    return error.status == 504 and deadline is not None and time.monotonic() >= deadline

@@ -41,6 +41,14 @@ class Pool(Protocol):
         """Batches that a steady load is divided into."""
         ...
 
+    async def available(self) -> None:
+        """Waits a while for a replica where there is none at the moment.
+
+        Raises:
+            ReplicaLostError: if none came.
+        """
+        ...
+
     async def compute(
         self, requests: Sequence[Inputs], seconds: float | None
     ) -> list[Computed | NoAnswerError]:
@@ -92,6 +100,10 @@ class OneBatch:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self.card, self.max_batch = pool.card, pool.max_batch
+
+    async def available(self) -> None:
+        """See `Pool.available`."""
+        await self._pool.available()
 
     async def compute(
         self, requests: Sequence[Inputs], seconds: float | None

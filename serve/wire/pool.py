@@ -93,18 +93,25 @@ class WirePool:
         self, requests: Sequence[Inputs], seconds: float | None
     ) -> list[Computed | NoAnswerError]:
         """See `Pool.compute`."""
-        usable = self._usable() or await self._wait()
+        usable = self._usable()
+        if not usable:
+            raise self._none()
         return await min(usable, key=lambda one: one.under_way).compute(requests, seconds)
 
-    async def _wait(self) -> list[Connection]:
+    async def available(self) -> None:
+        """See `Pool.available`."""
+        if self._usable():
+            return
         try:
             async with asyncio.timeout(_WAIT_SECONDS):
-                while not (usable := self._usable()):
+                while not self._usable():
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            raise ReplicaLostError(f"model {self.card.name!r} has no replica") from None
-        return usable
+            raise self._none() from None
+
+    def _none(self) -> ReplicaLostError:
+        return ReplicaLostError(f"model {self.card.name!r} has no replica")
 
     async def ready(self) -> bool:
         """See `Pool.ready`."""

@@ -255,6 +255,20 @@ def test_a_field_that_is_no_utf_8(live):
     check_refused(answer, 400, "no UTF-8")
 
 
+def test_fields_are_looked_for_where_they_are(live):
+    """Each behind the part before it, so that a large part is not searched for every field."""
+    field = b'--x\r\nContent-Disposition: form-data; name="text"\r\n\r\n%s\r\n'
+    file = b'--x\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n%s\r\n'
+    # The file has what the wrong field would be in UTF-8.
+    parts = [file % (200_000 * b"a" + b" caf\xc3\xa9"), field % b"a"]
+    parts += [field % one for one in (b"caf\xe9", b"th\xc3\xa9", b"a", b"caf\xc3\xa9")]
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = live.client.post("/predict/mail", content=b"".join(parts) + b"--x--\r\n", headers=kind)
+    assert answer.status_code == 200, answer.text
+    found = ["no UTF-8" in one.get("error", "") for one in answer.json()["answers"]]
+    assert found == [False, False, True, False, False, False]
+
+
 def test_one_bad_image_of_a_batch_fails_alone(live):
     files = [PNG, b"hello", JPEG, png_that_says(20_000, 20_000)]
     listed = {"images": [base64.b64encode(one).decode() for one in files] + ["no base64!"]}

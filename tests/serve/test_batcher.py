@@ -4,61 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import numpy as np
 import pytest
 
-from orchestrator.serve.backend import (
-    Answer,
-    Computed,
-    Heat,
-    Inputs,
-    NoAnswerError,
-    Pixels,
-    ReplicaLostError,
-)
-from orchestrator.serve.cards import ModelCard
+from orchestrator.serve.backend import Answer, NoAnswerError, ReplicaLostError
 from orchestrator.serve.traffic.batcher import ATTEMPTS, Batcher, QueueLimits
 from orchestrator.serve.traffic.pace import EvenPace
-
-CARD = ModelCard("pets", (1, 1, 1), ("cat", "dog"))
-
-
-class Replicas:
-    """Two replicas whose batches are done when the test says so."""
-
-    card, max_batch = CARD, 8
-    replicas, capacity, shares = 2, 4, 3
-
-    def __init__(self) -> None:
-        self.sizes: list[int] = []
-        self._done: list[asyncio.Future[None]] = []
-
-    async def compute(
-        self, requests: Sequence[Inputs], seconds: float | None
-    ) -> list[Computed | NoAnswerError]:
-        self.sizes.append(sum(map(len, requests)))
-        self._done.append(asyncio.get_running_loop().create_future())
-        await self._done[-1]
-        return [Computed(np.full((len(one), 2), 0.5, np.float32)) for one in requests]
-
-    def finish(self, number: int, error: Exception | None = None) -> None:
-        """Ends a batch, counted from 0."""
-        if error is None:
-            self._done[number].set_result(None)
-        else:
-            self._done[number].set_exception(error)
-
-    async def ready(self) -> bool:
-        return True
-
-    async def explain(self, pixels: Pixels, label: int) -> Heat:
-        raise NotImplementedError
-
-    async def statistics(self) -> None:
-        return None
+from tests.serve.replicas import Replicas, settle, until
 
 
 class Clients:
@@ -68,24 +23,13 @@ class Clients:
         self._batcher = batcher
         self.answers: list[asyncio.Task[Answer]] = []
 
-    async def ask(self, *sizes: int) -> None:
-        """Asks for so many samples each, one request after another."""
+    async def ask(self, *sizes: int, seconds: float | None = None) -> None:
+        """Asks for so many samples each, one request after another, with as many seconds each."""
         for size in sizes:
             inputs = np.zeros((size, 1, 1, 1), np.uint8)
-            self.answers.append(asyncio.ensure_future(self._batcher.ask(inputs)))
+            due = None if seconds is None else time.monotonic() + seconds
+            self.answers.append(asyncio.ensure_future(self._batcher.ask(inputs, due)))
             await settle()
-
-
-async def settle() -> None:
-    """Lets everything happen that waits for nothing."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(180):
-        while not true():
-            await asyncio.sleep(0.001)
 
 
 def queued(
@@ -217,6 +161,51 @@ def test_a_deadline_is_not_waited_away():
     queued(story)
 
 
+def test_a_deadline_ends_a_fixed_wait_too():
+    async def story(replicas: Replicas, batcher: Batcher, clients: Clients) -> None:
+        await clients.ask(1)
+        await clients.ask(1, seconds=2)  # behind one that would wait for longer
+        await until(lambda: len(replicas.sizes) == 2 or clients.answers[1].done())
+        replicas.finish(1)
+        assert (await clients.answers[1]).batch == 1
+
+    queued(story, QueueLimits(wait_seconds=1000))
+
+
+def test_one_in_a_hurry_hurries_nobody_else():
+    async def story(replicas: Replicas, batcher: Batcher, clients: Clients) -> None:
+        await clients.ask(1, 1, 1, 1)  # all that may be under way
+        for seconds in (None, 100, None, 150, 1000):
+            await clients.ask(1, seconds=seconds)
+        assert len(replicas.sizes) == 4
+        for number in range(3):
+            replicas.finish(number)
+            await settle()
+        assert replicas.sizes[4:] == [2, 2, 1]
+        assert replicas.seconds[4] is None
+        assert 90 < replicas.seconds[5] <= 100 and 900 < replicas.seconds[6] <= 1000
+        assert batcher.waiting == 0
+
+    queued(story, QueueLimits(wait_seconds=0.0))
+
+
+def test_a_deadline_ends_the_wait_for_room_and_for_a_forward_pass_that_hangs():
+    async def story(replicas: Replicas, batcher: Batcher, clients: Clients) -> None:
+        await clients.ask(1, 1, 1)
+        await clients.ask(1, 1, seconds=0.05)  # one is computed, one waits
+        for one in clients.answers[3:]:
+            with pytest.raises(NoAnswerError, match="deadline passed") as caught:
+                await one
+            assert caught.value.status == 504
+        assert len(replicas.sizes) == 4 and batcher.waiting == 0
+        replicas.finish(3)  # nobody waits for it any more, which does no harm
+        await settle()
+        await clients.ask(1)
+        assert len(replicas.sizes) == 5
+
+    queued(story, QueueLimits(wait_seconds=0.0))
+
+
 @pytest.mark.parametrize("clients_there", [3, 4, 5, 7, 8, 11, 20])
 def test_replicas_that_are_counted_by_their_batches_get_as_many_as_fit(clients_there):
     """Two batches a replica are what is wanted, so a third one is what asks for another."""
@@ -266,6 +255,21 @@ def test_a_lost_batch_is_computed_again_and_not_for_ever():
         assert batcher.waiting == 0
 
     queued(story)
+
+
+def test_waiting_for_a_replica_is_no_time_of_the_models():
+    async def story(replicas: Replicas, batcher: Batcher, clients: Clients) -> None:
+        async def none() -> None:
+            await asyncio.sleep(0.05)
+            raise ReplicaLostError("no replica")
+
+        replicas.available = none
+        await clients.ask(1)
+        with pytest.raises(NoAnswerError, match="no replica; try again") as caught:
+            await clients.answers[0]
+        assert caught.value.status == 503 and replicas.sizes == []
+
+    queued(story, QueueLimits(compute_seconds=0.01))
 
 
 def test_what_fails_is_answered_for_each_request_and_the_queue_goes_on():

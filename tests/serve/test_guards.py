@@ -53,6 +53,11 @@ def test_only_a_proxy_on_this_machine_is_believed(peer, told, address):
     assert address_of({"client": (peer, 5), "headers": headers}) == address
 
 
+def test_a_proxy_s_own_line_is_believed_and_not_its_client_s():
+    headers = [(b"x-forwarded-for", b"6.6.6.6"), (b"x-forwarded-for", b"10.0.0.1")]
+    assert address_of({"client": ("127.0.0.1", 5), "headers": headers}) == "10.0.0.1"
+
+
 def through(guard: Any, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What a guard sends for these messages of a client; then nothing more comes."""
     sent: list[dict[str, Any]] = []

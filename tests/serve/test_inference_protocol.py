@@ -313,9 +313,9 @@ def test_an_answer_in_binary_keeps_the_order_of_its_outputs():
 
 
 def test_an_ensemble_says_who_answered():
-    card = ModelCard("pets", (1, 2, 2), ("cat", "dog"), members=4)
-    answer = Answer(Computed(ROWS, members=3, late=True), "1")
-    body, _ = write_response(card, answer, None, (Wanted("label"),))
+    # Of the version that answered, whatever the card says of another one.
+    answer = Answer(Computed(ROWS, members=3, late=True), "1", members=4)
+    body, _ = write_response(CARD, answer, None, (Wanted("label"),))
     assert json.loads(body)["parameters"] == {"members": 3, "members_total": 4, "late": True}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.serve.backend import Computed, NoAnswerError
-from orchestrator.serve.compute import answer_together
+from orchestrator.serve.compute import LocalPool, answer_together, due_in
 from orchestrator.serve.executors.base import ComputedRows
 from orchestrator.serve.executors.ensemble import MembersExecutor, Patience, StackedExecutor
 from orchestrator.serve.executors.front import Front
@@ -115,9 +116,30 @@ def test_fewer_than_the_quorum_is_no_answer(front, pixels):
     with pytest.raises(NoAnswerError, match="2 of the 3 members") as caught:
         executor.run(pixels, 1.5)
     assert caught.value.status == 504
-    first, second = answer_together(executor, [pixels[:1], pixels[1:]], 1.5)
+    first, second = answer_together(executor, [pixels[:1], pixels[1:]], due_in(1.5))
     assert isinstance(first, NoAnswerError) and isinstance(second, NoAnswerError)
     assert first.status == 504
+
+
+def test_time_runs_while_another_batch_is_computed(front, pixels):
+    release, given = threading.Event(), []
+
+    class First(MembersExecutor):
+        def run(self, inputs, seconds):
+            given.append(seconds)
+            release.wait(60)
+            return super().run(inputs, seconds)
+
+    async def story():
+        pool = LocalPool(First(front, timed(front, Clock(), [0, 0, 0]), "", 8))
+        both = [asyncio.ensure_future(pool.compute([pixels], 100.0)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        release.set()
+        await asyncio.gather(*both)
+        await pool.close()
+
+    asyncio.run(story())
+    assert given[1] <= 100 - 0.05
 
 
 def test_side_by_side_a_hung_member_is_left_out(front, pixels):

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import collections
+import json
+from types import SimpleNamespace
+from typing import Any
+
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.config.serving import ServeConfig
 from orchestrator.serve.backend import Answer, Computed, Seen
 from orchestrator.serve.cards import ModelCard
 from orchestrator.serve.control.table import VersionSpec
+from orchestrator.serve.monitor.metrics import RequestMetrics
 from orchestrator.serve.monitor.recent import STAGES, Recent
 from orchestrator.serve.monitor.trace import Trace
 from orchestrator.serve.monitor.values import plain
@@ -198,3 +206,22 @@ def test_percentiles_are_those_of_the_last_answers():
 def test_what_is_sent_is_json():
     found = plain({"a": np.float32(0.5), "b": [float("nan"), np.int64(3)], "c": (float("inf"),)})
     assert found == {"a": 0.5, "b": [None, 3], "c": [None]}
+
+
+def test_a_defect_is_counted_as_one_and_its_answer_has_the_id():
+    async def defect(scope: Any, receive: Any, send: Any) -> None:
+        raise MemoryError
+
+    registry, statuses = CollectorRegistry(), collections.Counter()
+    app = RequestMetrics(defect, registry, SimpleNamespace(cards={}), statuses)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    head = {"type": "http", "method": "GET", "path": "/", "headers": [(b"x-request-id", b"seven")]}
+    with pytest.raises(MemoryError):  # which the HTTP server logs
+        asyncio.run(app(head, None, send))
+    assert sent[0]["status"] == 500 and (b"x-request-id", b"seven") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"]) == {"error": "the server failed; its log says why"}
+    assert statuses == {("", 500): 1}

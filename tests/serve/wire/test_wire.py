@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +47,12 @@ def framed(data: bytes, most: int = LIMIT) -> Frame:
         return await read_frame(reader, most)
 
     return asyncio.run(read())
+
+
+async def computed(pool: WirePool, requests: Any, seconds: float | None) -> Any:
+    """One batch, as a queue has it computed."""
+    await pool.available()
+    return await pool.compute(requests, seconds)
 
 
 class Echo:
@@ -161,19 +168,19 @@ def test_a_pool_asks_its_replicas_and_each_gets_its_own_answer():
         pool = WirePool(STARTED)
         assert not await pool.ready()
         pool.meet([listener.place])
-        answers = await asyncio.gather(*(pool.compute(ones(n), None) for n in range(50)))
+        answers = await asyncio.gather(*(computed(pool, ones(n), None) for n in range(50)))
         assert [value(one) for one in answers] == list(range(50))
         assert await pool.ready() and pool.capacity == 2
-        (text,) = await pool.compute([["a", "bcd"]], None)
+        (text,) = await computed(pool, [["a", "bcd"]], None)
         assert isinstance(text, Computed) and (text.members, text.late) == (2, True)
-        bad, good = await pool.compute(
-            [np.full((1, 1, 1, 1), 666, np.float32), np.ones((1, 1, 1, 1), np.float32)], None
+        bad, good = await computed(
+            pool, [np.full((1, 1, 1, 1), 666, np.float32), np.ones((1, 1, 1, 1), np.float32)], None
         )
         assert isinstance(bad, NoAnswerError) and value([good]) == 1
         with pytest.raises(NoAnswerError, match="RuntimeError"):
-            await pool.compute(ones(1), 13)
+            await computed(pool, ones(1), 13)
         large = np.full((3, 64, 256, 256), 1, np.uint8)
-        (summed,) = await pool.compute([large], None)
+        (summed,) = await computed(pool, [large], None)
         assert isinstance(summed, Computed)
         np.testing.assert_array_equal(summed.probabilities, [[64 * 256 * 256]] * 3)
         await pool.close()
@@ -193,7 +200,7 @@ def test_batches_go_to_whoever_has_least_to_do():
         await until(lambda: pool.capacity == 7)
         for one in echoes:
             one.may.clear()
-        asked = [asyncio.ensure_future(pool.compute(ones(n), None)) for n in range(6)]
+        asked = [asyncio.ensure_future(computed(pool, ones(n), None)) for n in range(6)]
         await until(lambda: echoes[0].batches + echoes[1].batches == 6)
         assert [one.batches for one in echoes] == [3, 3]
         assert [one.under_way for one in listeners] == [3, 3]
@@ -201,7 +208,7 @@ def test_batches_go_to_whoever_has_least_to_do():
         for one in asked[:2]:
             one.cancel()
         await asyncio.sleep(0)
-        more = [asyncio.ensure_future(pool.compute(ones(9), None)) for _ in range(2)]
+        more = [asyncio.ensure_future(computed(pool, ones(9), None)) for _ in range(2)]
         await until(lambda: echoes[0].batches + echoes[1].batches == 8)
         assert [one.batches for one in echoes] == [4, 4]
         for one in echoes:
@@ -225,12 +232,12 @@ def test_a_replica_that_leaves_answers_what_it_has_and_gets_no_more():
         await until(lambda: pool.capacity == 4)
         for one in echoes:
             one.may.clear()
-        asked = [asyncio.ensure_future(pool.compute(ones(n), None)) for n in range(2)]
+        asked = [asyncio.ensure_future(computed(pool, ones(n), None)) for n in range(2)]
         await until(lambda: [one.batches for one in echoes] == [1, 1])
         leaving = asyncio.ensure_future(listeners[0].leave())
         await until(lambda: pool.capacity == 2)
         echoes[1].may.set()
-        assert value(await pool.compute(ones(5), None)) == 5
+        assert value(await computed(pool, ones(5), None)) == 5
         assert echoes[0].batches == 1 and not leaving.done()
         echoes[0].may.set()
         assert sorted([value(await one) for one in asked]) == [0, 1]
@@ -294,13 +301,13 @@ def test_a_killed_replica_is_lost_at_once_and_another_one_found():
     async def run() -> None:
         pool = WirePool(STARTED)
         pool.meet([killed])
-        lost = asyncio.ensure_future(pool.compute(ones(1), None))
+        lost = asyncio.ensure_future(computed(pool, ones(1), None))
         await until(lambda: any(one.under_way for one in pool._usable()))
         process.send_signal(signal.SIGKILL)
         with pytest.raises(ReplicaLostError):
             await lost
         # Asked meanwhile, it waits for the replica that takes the other's place.
-        waits = asyncio.ensure_future(pool.compute(ones(2), None))
+        waits = asyncio.ensure_future(computed(pool, ones(2), None))
         await asyncio.sleep(0.05)
         listener = Listener(Echo(), "127.0.0.1")
         task = asyncio.ensure_future(listener.run())
@@ -308,7 +315,7 @@ def test_a_killed_replica_is_lost_at_once_and_another_one_found():
         assert value(await waits) == 2
         # An operator that has just restarted knows of none: what answers is kept.
         pool.meet([])
-        assert value(await pool.compute(ones(3), None)) == 3
+        assert value(await computed(pool, ones(3), None)) == 3
         await pool.close()
         await listener.leave()
         await task
@@ -326,6 +333,6 @@ def test_without_a_replica_a_batch_is_given_back(monkeypatch):
     async def run() -> None:
         pool = WirePool(STARTED)
         with pytest.raises(ReplicaLostError, match="has no replica"):
-            await pool.compute(ones(1), None)
+            await computed(pool, ones(1), None)
 
     asyncio.run(run())
