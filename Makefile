@@ -10,11 +10,12 @@ demo: $(VENV)/.ready
 	@.ci/demo $(BIN) $(NAME)
 
 # The engines' contracts have groups of processes of their own, and tests that start Ray a cluster:
-# neither shares the machine with another test.
+# neither shares the machine with another test. The slowest are named, so that the suite stays short.
+PYTEST := $(BIN)/python -m pytest --durations=15 --durations-min=5
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -m "not slow and not ray" -n 2 --ignore=tests/contracts
-	$(BIN)/python -m pytest -m "not slow" tests/contracts
-	$(BIN)/python -m pytest -m "not slow and ray"
+	$(PYTEST) -m "not slow and not ray" -n 2 --ignore=tests/contracts
+	$(PYTEST) -m "not slow" tests/contracts
+	$(PYTEST) -m "not slow and ray"
 
 # What they said is kept, also of those that fail.
 REPORT := $(VENV)/test-slow
