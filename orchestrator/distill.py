@@ -43,8 +43,10 @@ def student_config(
     Raises:
         ConfigError: if `distill.set` does not fit.
     """
-    loss = getattr(config.task, "loss", None)
-    task: dict[str, Any] = {
+    asked = config.task.model_dump(mode="json")
+    # What the labels teach is the baseline's loss, or the two could not be compared.
+    task: dict[str, Any] = {key: asked[key] for key in ("loss", "auxiliary_weight") if key in asked}
+    task |= {
         "type": "distill",
         "teacher": str(teacher.folder),
         "temperature": distill.temperature,
@@ -52,8 +54,6 @@ def student_config(
         "teacher_sees": distill.teacher_sees,
         "soft_loss": distill.soft_loss.model_dump(mode="json"),
     }
-    if loss is not None:
-        task["loss"] = loss.model_dump(mode="json")
     return derive(baseline_config(config, distill, name="student"), {"task": task})
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from orchestrator.data.descriptors import (
     token_descriptors,
 )
 from orchestrator.data.types import Batch, DataInfo, Loader
+from orchestrator.errors import ConfigError, Problem, suggest
 from orchestrator.host import Worker
 from orchestrator.loop import Evaluation
 from orchestrator.run_folder.predictions import Predictions
@@ -48,6 +50,35 @@ def evaluate(
     values = {name: float(value) for name, value in metrics.compute().items()}
     values["loss"] = loss_sum / answers
     return Evaluation(split, {f"{split}/{name}": value for name, value in sorted(values.items())})
+
+
+def check_monitor(monitor: str, task: Task, info: DataInfo) -> None:
+    """Refuses a monitored metric that no evaluation will report, such as top5 of five classes.
+
+    Raises:
+        ConfigError: naming those that there will be.
+        DataError: if the data has other answers than the task learns.
+    """
+    task.outputs(info)
+    metrics = task.metrics(info)
+    for metric in metrics.values():
+        metric.sync_on_compute = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metrics that have seen no samples
+            # Asked for values, as one metric may report several, by names of its own.
+            names = {"loss", *map(str, [*metrics.compute(), *metrics.keys()])}
+    except Exception:  # whatever a user's metric makes of no samples; the first evaluation tells
+        return
+    if monitor.partition("/")[2] not in names:
+        raise unreported(monitor, names)
+
+
+def unreported(monitor: str, names: Iterable[str]) -> ConfigError:
+    """What to raise where evaluations have these metrics, but not the one that decides."""
+    name = monitor.partition("/")[2]
+    message = f"evaluations of this run report no {name!r}; {suggest(name, names)}"
+    return ConfigError([Problem(message, "evaluate.monitor")])
 
 
 def predict(

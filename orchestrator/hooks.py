@@ -13,6 +13,7 @@ from typing import Any, Literal
 from orchestrator.config.duration import Interval
 from orchestrator.config.training import EarlyStoppingConfig
 from orchestrator.errors import NonFiniteLossError
+from orchestrator.evaluate import unreported
 from orchestrator.loop import RunState, Signal, StepInfo
 from orchestrator.tracking.base import Tracker
 
@@ -89,7 +90,11 @@ def _means_over_ranks(info: StepInfo, run: RunState) -> dict[str, float]:
 
 
 class KeepBest(_Hook):
-    """Remembers the best evaluation of the monitored metric, and asks to save it."""
+    """Remembers the best evaluation of the monitored metric, and asks to save it.
+
+    Raises:
+        ConfigError: if an evaluation lacks that metric.
+    """
 
     def __init__(self, monitor: str, mode: Literal["max", "min"], save: bool = True) -> None:
         self._monitor, self._mode, self._save = monitor, mode, save
@@ -98,20 +103,27 @@ class KeepBest(_Hook):
         """See `Hook`."""
         if info.evaluation is None:
             return Signal.NONE
-        value = info.evaluation.values[self._monitor]
-        if run.best is not None and not improves(value, run.best["value"], self._mode):
+        values = info.evaluation.values
+        if self._monitor not in values:
+            raise unreported(self._monitor, [name.partition("/")[2] for name in values])
+        value = values[self._monitor]
+        if not improves(value, run.best["value"] if run.best else None, self._mode):
             return Signal.NONE
         run.best = {
             "step": info.step,
             "epoch": info.epoch,
             "value": value,
-            "metrics": dict(info.evaluation.values),
+            "metrics": dict(values),
         }
         return Signal.CHECKPOINT if self._save else Signal.NONE
 
 
-def improves(value: float, best: float, mode: Literal["max", "min"], delta: float = 0) -> bool:
-    """Whether `value` beats `best` by more than `delta`; NaN never does."""
+def improves(
+    value: float, best: float | None, mode: Literal["max", "min"], delta: float = 0
+) -> bool:
+    """Whether `value` beats `best` by more than `delta`; any number beats None, NaN nothing."""
+    if best is None:
+        return not math.isnan(value)
     return value > best + delta if mode == "max" else value < best - delta
 
 
@@ -130,15 +142,14 @@ class EarlyStopping(_Hook):
         if info.evaluation is None:
             return Signal.NONE
         value = info.evaluation.values[self._monitor]
-        if self._best is None or improves(value, self._best, self._mode, self._config.min_delta):
+        if improves(value, self._best, self._mode, self._config.min_delta):
             self._best, self._waited = value, 0
             return Signal.NONE
         self._waited += 1
         if self._waited < self._config.patience:
             return Signal.NONE
-        run.stop_reason = (
-            f"{self._monitor} did not improve on {self._best:.6g} in {self._waited} evaluations"
-        )
+        what = "was no number" if self._best is None else f"did not improve on {self._best:.6g}"
+        run.stop_reason = f"{self._monitor} {what} in {self._waited} evaluations"
         return Signal.STOP | Signal.CHECKPOINT
 
     def memory(self) -> dict[str, Any]:

@@ -35,7 +35,9 @@ def focal(config: training.Focal) -> Loss:
 
     def loss(logits: Tensor, label: Tensor) -> Tensor:
         log_p = logits.float().log_softmax(-1)
-        weighted = (1 - log_p.exp()) ** config.gamma * log_p
+        # Where p rounds to 1, a power below 1 has an infinite slope, and that times 0 is NaN.
+        rest = (1 - log_p.exp()).clamp(min=torch.finfo(log_p.dtype).tiny)
+        weighted = rest**config.gamma * log_p
         if label.is_floating_point():
             return -(label * weighted).sum(-1).mean()
         return -weighted.gather(-1, label[:, None]).mean()

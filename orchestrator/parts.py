@@ -21,6 +21,7 @@ from orchestrator.engine.base import Engine
 from orchestrator.engine.phases import PhasedEngine
 from orchestrator.engine.pipeline_worker import reader
 from orchestrator.errors import ConfigError, UserError
+from orchestrator.evaluate import check_monitor
 from orchestrator.host import Worker
 from orchestrator.models.layers.penalties import set_training_samples
 from orchestrator.networks import build_network, freeze_until
@@ -72,6 +73,7 @@ def prepare(
     task: Task = build("task", config.task)
     view = reader(config.engine, worker)
     loader = build_loader(config, view)
+    check_monitor(config.evaluate.monitor, task, loader.info)
     choice: Choice | None = None
     if auto_engine.is_open(config):
         config, choice = auto_engine.choose_engine(

@@ -28,7 +28,11 @@ from orchestrator.parts import Parts, prepare, steps_of, use_threads
 from orchestrator.run_folder.checkpoint import CheckpointStore
 from orchestrator.run_folder.checkpoint_group import save_together
 from orchestrator.run_folder.code import keep_code
-from orchestrator.run_folder.environment import describe_environment, environment_changes
+from orchestrator.run_folder.environment import (
+    data_changes,
+    describe_environment,
+    environment_changes,
+)
 from orchestrator.run_folder.opening import OpenedRun, open_run
 from orchestrator.run_folder.paths import RunPaths
 from orchestrator.run_folder.records import drop_after
@@ -71,6 +75,7 @@ def run(
         parts, measured = prepare(config, worker)
         if not existed:
             opened = _open_on_main(paths, parts.config, worker, resume)
+        _raise_on_all(_other_data(paths, parts, opened), worker)
         if opened:
             if parts.choice:
                 opened.events.record("auto", parts.choice.why, **parts.choice.changes)
@@ -123,8 +128,27 @@ def _open_existing(
     """
     if paths.config.exists():
         earlier = load_config(paths.config, kept_code=False)
+        if resume:
+            _check_goal(paths, config, earlier)
         config = recovery.adopt(auto.adopt(config, earlier), earlier, paths)
     return _open_on_main(paths, config, worker, resume), config
+
+
+def _check_goal(paths: RunPaths, config: ExperimentConfig, earlier: ExperimentConfig) -> None:
+    """Refuses to go on with a run whose best evaluation was found by another measure.
+
+    It is not in the digest: what is trained is the same, but not which of it is the best.
+    """
+    changes = [
+        f"evaluate.{key}: {before} -> {now}"
+        for key in ("monitor", "mode")
+        if (before := getattr(earlier.evaluate, key)) != (now := getattr(config.evaluate, key))
+    ]
+    if changes:
+        raise RunFolderError(
+            f"the run in {paths.root} compares its checkpoints by {earlier.evaluate.monitor}; "
+            "choose name=… for a new run, or undo these changes:\n  " + "\n  ".join(changes)
+        )
 
 
 def _open_on_main(
@@ -137,10 +161,15 @@ def _open_on_main(
             opened = _open(paths, config, resume)
         except RunFolderError as error:
             refusal = error
+    _raise_on_all(refusal, worker)
+    return opened
+
+
+def _raise_on_all(refusal: RunFolderError | None, worker: Worker) -> None:
+    """Raises rank 0's refusal, if it has one, on every rank, so that none waits for another."""
     refusal = worker.broadcast(refusal)
     if refusal is not None:
         raise refusal
-    return opened
 
 
 def check_folder(config: ExperimentConfig, root: Path, resume: bool) -> None:
@@ -182,6 +211,20 @@ def _open(paths: RunPaths, config: ExperimentConfig, resume: bool) -> OpenedRun:
         config_yaml=dump_yaml(config),
         resume=resume,
         difference=digest_difference,
+    )
+
+
+def _other_data(paths: RunPaths, parts: Parts, opened: OpenedRun | None) -> RunFolderError | None:
+    """What to raise where a run was begun with other data. Their paths may well be the same."""
+    if opened is None or not opened.resumed or not paths.env.exists():
+        return None
+    info = parts.loader.info
+    changes = data_changes(read_json(paths.env), info.digest, info.split_digest)
+    if not changes:
+        return None
+    return RunFolderError(
+        f"the data changed since the run in {paths.root} began; choose name=… for a new run, or "
+        "bring the data back and add --resume:\n  " + "\n  ".join(changes)
     )
 
 

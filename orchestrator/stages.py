@@ -18,6 +18,7 @@ from orchestrator.config.plugins import load_plugins
 from orchestrator.data.types import Loader
 from orchestrator.engine.pipeline_cut import check_pipeline
 from orchestrator.errors import CheckpointError, OrchError, OutOfMemoryError
+from orchestrator.evaluate import check_monitor
 from orchestrator.finish import RunResult, export
 from orchestrator.host import SingleWorker, Worker, restarted_by
 from orchestrator.networks import build_network, describe_weights, freeze, freeze_until
@@ -144,7 +145,8 @@ def describe_network(config: ExperimentConfig, task: Task, loader: Loader) -> Ne
 
     Raises:
         UserError: for options that are impossible for this input, a pattern of parameters that
-            matches nothing, or a weights file that does not fit.
+            matches nothing, a weights file that does not fit, or a monitored metric that the task
+            does not report.
     """
     with torch.device("meta"):
         network = build_network(
@@ -161,6 +163,7 @@ def describe_network(config: ExperimentConfig, task: Task, loader: Loader) -> Ne
     freeze_until(network, [one.parameters for one in config.train.unfreeze], 0)
     parameter_groups(network, config.optimizer)  # type: ignore[arg-type]
     check_pipeline(config.engine, network, task)
+    check_monitor(config.evaluate.monitor, task, loader.info)
     if not _searches_batches(config):
         check_smallest_batch(config, task, loader.info)
     sizes = [(one.numel(), one.requires_grad) for one in network.parameters()]

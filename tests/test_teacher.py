@@ -6,8 +6,10 @@ import torch
 
 from orchestrator.config.base import build
 from orchestrator.config.data import Crop, DataConfig, Mixup, Synthetic
+from orchestrator.config.load import config_from_mapping
 from orchestrator.data import memory
 from orchestrator.data.memory import describe
+from orchestrator.distill import baseline_config, student_config
 from orchestrator.errors import DataError, RunFolderError
 from orchestrator.host import SingleWorker
 from orchestrator.run_folder.model_file import load_model
@@ -183,3 +185,22 @@ def test_a_sweep_teaches_through_its_ensemble(tmp_path, info):
     make_ensemble(sweep / "ensemble", roots, [0.5, 0.5])
     found = find_teacher(Target("sweep", sweep))
     assert [path for path, _ in found.members] == [root.resolve() for root in roots]
+
+
+def test_labels_teach_a_student_as_they_teach_its_baseline(tmp_path):
+    loss = {"type": "focal", "gamma": 1.5}
+    config = config_from_mapping(
+        {
+            "name": "taught",
+            "data": {"source": {"type": "digits"}},
+            "model": {"type": "googlenet"},
+            "task": {"type": "classify", "loss": loss, "auxiliary_weight": 0.7},
+            "distill": {"temperature": 2.5, "soft_weight": 0.6},
+        }
+    )
+    teacher = Teacher(tmp_path, ((tmp_path, 1.0),), "probabilities")
+    student = student_config(config, config.distill, teacher).task
+    baseline = baseline_config(config, config.distill).task
+    assert (student.type, student.temperature, student.soft_weight) == ("distill", 2.5, 0.6)
+    assert student.loss == baseline.loss == config.task.loss
+    assert student.auxiliary_weight == baseline.auxiliary_weight == 0.7

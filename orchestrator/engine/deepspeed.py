@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from orchestrator.engine.loss_scale import scale_in_zero, start_momentum
 from orchestrator.engine.shared import (
     autocast,
     average_batch_statistics,
+    blank,
+    buffers_kept,
     empty_loss,
     micro_batch_weights,
     place_inputs,
@@ -204,34 +207,16 @@ class DeepSpeedEngine:
     def _accumulate(self, task: Task, micro: Batch, weight: float | Tensor) -> StepOutput:
         """Forward and backward of one micro-batch."""
         set_training(self.model, True)
-        if not len(micro):
-            return self._accumulate_nothing(task, micro)
+        real = len(micro) > 0
+        micro = micro if real else blank(micro)
         micro = place_inputs(micro, self._worker.device, self._channels_last)
-        with autocast(self._worker.device, self._train.precision):
-            output = task.loss(task.forward(self._engine, micro), micro)
-            output = with_penalty(output, self._penalised)
-        self._engine.backward(output.loss * weight)
+        with nullcontext() if real else buffers_kept(self.model):
+            with autocast(self._worker.device, self._train.precision):
+                outputs = task.forward(self._engine, micro)
+                output = task.loss(outputs, micro) if real else empty_loss(outputs)
+                output = with_penalty(output, self._penalised)
+            self._engine.backward(output.loss * weight)
         return output
-
-    def _accumulate_nothing(self, task: Task, micro: Batch) -> StepOutput:
-        """Takes part in the collectives of a micro-batch that others have.
-
-        ZeRO matches gradients over ranks by the order in which backward makes them, so the
-        graph has to be that of any other micro-batch. An empty batch, or evaluation mode, has
-        another one; blank samples with a loss of zero have the same.
-        """
-        inputs = {
-            name: tensor.new_zeros((2, *tensor.shape[1:])) for name, tensor in micro.inputs.items()
-        }
-        blank = Batch(micro.ids.new_zeros(2), inputs, {})
-        blank = place_inputs(blank, self._worker.device, self._channels_last)
-        kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        with autocast(self._worker.device, self._train.precision):
-            output = empty_loss(task.forward(self._engine, blank))
-        self._engine.backward(output.loss)
-        for buffer, value in kept:
-            buffer.copy_(value)
-        return StepOutput(output.loss, output.outputs[:0])
 
     def _gathered(self) -> dict[str, Tensor]:
         """Partitioned parameters by name, whole, module by module. Filled on rank 0."""

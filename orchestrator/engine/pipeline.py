@@ -21,7 +21,6 @@ from orchestrator.engine.loss_scale import start_momentum
 from orchestrator.engine.pipeline_cut import check_stages, check_task, choose_cut, stage_input
 from orchestrator.engine.pipeline_setup import Pipeline
 from orchestrator.engine.pipeline_share import (
-    blank,
     chunks,
     joined,
     share_names,
@@ -32,6 +31,8 @@ from orchestrator.engine.pipeline_worker import PipelineWorker
 from orchestrator.engine.shared import (
     autocast,
     average_batch_statistics,
+    blank,
+    buffers_kept,
     empty_loss,
     micro_batch_weights,
     place_inputs,
@@ -229,13 +230,11 @@ class PipelineEngine:
 
     def _train_on_nothing(self, task: Task, batch: GlobalBatch) -> StepOutput:
         """Takes part in the step of other pipelines, which have all of its samples."""
-        kept = [(buffer, buffer.clone()) for buffer in self._section.buffers()]
         micro = batch.micro_batches[0]
-        self._start(task, batch, [(batch.numbers[0], blank(micro, 2))])
+        self._start(task, batch, [(batch.numbers[0], blank(micro))])
         self._leaving = iter([(micro, 0.0)])
-        loss = self._run(1)
-        for buffer, value in kept:
-            buffer.copy_(value)
+        with buffers_kept(self._section):
+            loss = self._run(1)
         return StepOutput(loss, loss.new_empty(0))
 
     def _feed(self) -> State:

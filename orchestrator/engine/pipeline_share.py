@@ -87,12 +87,6 @@ def chunks(batch: Batch, most: int) -> list[Batch]:
     ]
 
 
-def blank(batch: Batch, size: int) -> Batch:
-    """So many samples of zeros, without targets, in the shape of an empty batch."""
-    inputs = {name: one.new_zeros((size, *one.shape[1:])) for name, one in batch.inputs.items()}
-    return Batch(batch.ids.new_zeros(size), inputs, {})
-
-
 def joined(outputs: Sequence[Outputs], size: int) -> Outputs:
     """The outputs of a batch's parts as the whole's; of its first `size` samples."""
     if isinstance(outputs[0], Tensor):

@@ -19,6 +19,8 @@ from orchestrator.engine.loss_scale import start_momentum
 from orchestrator.engine.shared import (
     autocast,
     average_batch_statistics,
+    blank,
+    buffers_kept,
     empty_loss,
     micro_batch_weights,
     place_inputs,
@@ -174,15 +176,18 @@ class PlainEngine:
     def _accumulate(self, task: Task, micro: Batch, weight: float | Tensor) -> StepOutput:
         """Forward and backward of one micro-batch."""
         # The bare module's mode counts: evaluation sets it without DDP's wrapper knowing.
-        set_training(self.model, len(micro) > 0)
+        set_training(self.model, True)
+        real = len(micro) > 0
+        micro = micro if real else blank(micro)
         micro = place_inputs(micro, self._worker.device, self._channels_last)
         # Compiled once, for the first shape: a short last batch is not worth a minute.
         stance = self._stance("eager_on_recompile" if self._warm else "default")
-        with stance, autocast(self._worker.device, self._train.precision):
-            outputs = task.forward(self._parallel, micro)
-            output = task.loss(outputs, micro) if len(micro) else empty_loss(outputs)
-            output = with_penalty(output, self._penalised)
-        self._scaler.scale(output.loss * weight).backward()  # type: ignore[no-untyped-call]
+        with nullcontext() if real else buffers_kept(self.model):
+            with stance, autocast(self._worker.device, self._train.precision):
+                outputs = task.forward(self._parallel, micro)
+                output = task.loss(outputs, micro) if real else empty_loss(outputs)
+                output = with_penalty(output, self._penalised)
+            self._scaler.scale(output.loss * weight).backward()  # type: ignore[no-untyped-call]
         self._warm = True
         return output
 

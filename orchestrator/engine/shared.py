@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -97,7 +97,27 @@ def empty_loss(outputs: Outputs) -> StepOutput:
     """A zero that is connected to the parameters, so that collectives stay in step."""
     every = (outputs,) if isinstance(outputs, Tensor) else outputs
     zero = torch.stack([one.float().sum() for one in every]).sum() * 0.0
-    return StepOutput(zero, every[0])
+    return StepOutput(zero, every[0][:0])
+
+
+def blank(batch: Batch, size: int = 2) -> Batch:
+    """So many samples of zeros, without targets, in the shape of an empty batch.
+
+    They stand in for a micro-batch that other ranks have. Ranks match gradients by the graph, and
+    an empty batch, or evaluation mode, has another one: auxiliary heads are silent in it, and a
+    batch norm takes no variance of fewer than two.
+    """
+    inputs = {name: one.new_zeros((size, *one.shape[1:])) for name, one in batch.inputs.items()}
+    return Batch(batch.ids.new_zeros(size), inputs, {})
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Undoes what the block does to a model's buffers, such as blank samples to running means."""
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    yield
+    for buffer, value in kept:
+        buffer.copy_(value)
 
 
 def average_batch_statistics(model: nn.Module, worker: Worker) -> None:

@@ -26,7 +26,7 @@ def describe_environment(
         "code": code_version(),
         "versions": versions(),
         "hardware": hardware(),
-        "data": {"digest": data_digest, "split_digest": split_digest},
+        "data": _data(data_digest, split_digest),
         "seeds": dict(seeds),
     }
 
@@ -46,6 +46,24 @@ def environment_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> 
             if old.get(key) != new.get(key)
         ]
     return changes
+
+
+def data_changes(before: Mapping[str, Any], data_digest: str, split_digest: str) -> list[str]:
+    """What differs between an environment's data and these, one line each.
+
+    A run can't go on with other data: they are split anew, and what the model was trained on may
+    be among what it is judged by. What `before` does not tell counts as unchanged.
+    """
+    old, new = before.get("data") or {}, _data(data_digest, split_digest)
+    return [
+        f"data.{key}: {str(old[key])[:12]} -> {value[:12]}"
+        for key, value in new.items()
+        if old.get(key) not in (None, value)
+    ]
+
+
+def _data(data_digest: str, split_digest: str) -> dict[str, str]:
+    return {"digest": data_digest, "split_digest": split_digest}
 
 
 def versions() -> dict[str, str]:

@@ -32,11 +32,12 @@ from orchestrator.engine.phases import PhasedEngine
 from orchestrator.engine.shared import autocast
 from orchestrator.errors import ConfigError
 from orchestrator.host import Worker
+from orchestrator.models.layers.auxiliary import advance
 from orchestrator.models.layers.penalties import PriorPenalty
 from orchestrator.models.registry import create
 from orchestrator.models.stages import Stage, run_stages
 from orchestrator.networks import freeze_until
-from orchestrator.tasks.base import Task
+from orchestrator.tasks.base import Outputs, Task
 from orchestrator.tasks.classify import Classify
 from orchestrator.tasks.language_model import LanguageModel
 
@@ -161,6 +162,35 @@ class RidgeNet(nn.Module):
         return [
             Stage("first", lambda x: self.first(x.flatten(1)).relu(), (self.first,)),
             Stage("head", lambda x: self.ridge(x, self.head), (self.ridge, self.head)),
+        ]
+
+
+class AuxiliaryNet(nn.Module):
+    """A convolution with a second head that speaks in training only, and BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(3, 8, 3)
+        self.norm = nn.BatchNorm2d(8)
+        self.auxiliary = nn.Sequential(nn.Flatten(), nn.Linear(8 * (SIDE - 2) ** 2, CLASSES))
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x_NCHW: Tensor) -> Outputs:
+        return run_stages(self.stages(), x_NCHW)
+
+    def stages(self) -> list[Stage]:
+        def both(x_NCHW: Tensor) -> Outputs:
+            return advance([self.first, self.norm], self.auxiliary, x_NCHW)
+
+        def head(state: Outputs) -> Outputs:
+            x, *logits = (state,) if isinstance(state, Tensor) else state
+            answer: Tensor = self.head(x.relu().mean((2, 3)))
+            return (answer, *logits) if logits else answer
+
+        return [
+            Stage("first", both, (self.first, self.norm, self.auxiliary)),
+            Stage("head", head, (self.head,)),
         ]
 
 
@@ -357,6 +387,20 @@ def penalties(lab: Lab) -> dict[str, Any]:
     return found
 
 
+def auxiliaries(lab: Lab) -> dict[str, Any]:
+    """Losses and weights of a model with an auxiliary head where some micro-batch is empty.
+
+    And how many micro-batches this rank's BatchNorm saw.
+    """
+    engine = lab.engine(AuxiliaryNet(), Sgd(lr=LR, momentum=0))
+    steps = lab.train(engine, list(batches(lab.reader, sizes=(3, 16))))
+    seen = engine.model.get_buffer("norm.num_batches_tracked")
+    found = {"steps": steps, "seen": 0 if seen.is_meta else int(seen)}
+    found["state"] = copied(engine.model_state())
+    engine.close()
+    return found
+
+
 def rates(lab: Lab) -> dict[str, Any]:
     """How far one SGD step goes at several learning rates."""
     moved = {}
@@ -497,6 +541,7 @@ CASES: dict[str, Callable[[Lab], dict[str, Any]]] = {
         rates,
         tokens,
         penalties,
+        auxiliaries,
         averaging,
         unfreezing,
         recomputation,

@@ -229,6 +229,14 @@ class EngineContract:
             for name, value in expected.items():
                 torch.testing.assert_close(ranks[0][cut][1][name], value, rtol=1e-5, atol=1e-6)
 
+    def test_heads_that_speak_in_training_learn_beside_an_empty_micro_batch(
+        self, outcome: Outcome, reference: Outcome
+    ) -> None:
+        mine, plain = outcome["auxiliaries"], reference["auxiliaries"]
+        torch.testing.assert_close(global_losses(mine), global_losses(plain), rtol=1e-5, atol=1e-6)
+        compare_parameters(mine[0]["state"], plain[0]["state"])
+        assert sum(rank["seen"] for rank in mine) == 3 + 4, "real micro-batches only"
+
     def test_steps_at_the_given_rate(self, outcome: Outcome) -> None:
         moved = outcome["rates"][0]
         assert moved[0.0] == 0
@@ -291,7 +299,7 @@ def compare_parameters(found: dict[str, torch.Tensor], wanted: dict[str, torch.T
     """Near each other, name by name; ranks' running statistics differ from one process's."""
     for name, value in wanted.items():
         if "running" not in name and "tracked" not in name:
-            torch.testing.assert_close(found[name].double(), value, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(found[name].double(), value.double(), rtol=1e-5, atol=1e-6)
 
 
 def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:

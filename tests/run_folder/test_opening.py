@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from orchestrator.config.digest import config_digest, digest_difference
 from orchestrator.config.load import config_from_mapping, dump_yaml, load_config
+from orchestrator.data import memory
 from orchestrator.errors import RunFolderError
 from orchestrator.files import read_json
+from orchestrator.host import SingleWorker
+from orchestrator.recipe import check_folder, run
 from orchestrator.run_folder.opening import next_name, open_run, place_run, run_state
 from orchestrator.run_folder.paths import RunPaths
 from orchestrator.run_folder.records import read_lines
 from orchestrator.run_folder.status import Best, Status
+from tests.groups import in_group
 
 
 @pytest.fixture
@@ -204,6 +213,109 @@ def test_repeating_a_runs_own_file_goes_beside_it(paths):
     assert next_name(paths).name == "fmnist-3"
     assert next_name(RunPaths(runs / "fmnist-2")).name == "fmnist-3"
     assert next_name(RunPaths(runs / "vgg-16")).name == "vgg-16-2"
+
+
+# --- what a resumed run may not change -----------------------------------------------------
+
+
+def small(source, *overrides):
+    """A file of four steps."""
+    return config_from_mapping(
+        {
+            "name": "small",
+            "data": {"source": source, "split": {"val": 0.25, "select": 0}},
+            "model": {"type": "mlp", "hidden": [8]},
+            "scale": {"cpus": 1, "gpus": 0},
+            "train": {
+                "for": "4 steps",
+                "batch_size": 8,
+                "precision": "fp32",
+                "memory_format": "contiguous",
+            },
+            "evaluate": {"every": "1 steps"},
+            "checkpoint": {"every": "1 steps"},
+        },
+        overrides,
+    )
+
+
+def train(worker, config, root, resume=False, steps=4):
+    """Runs a file, in a process that knows no data yet, and leaves it after so many steps."""
+    memory._memory.clear()
+    for info in run(config, worker=worker, root=root, resume=resume):
+        if info.step == steps < 4:
+            return
+
+
+def draw(folder, start, count):
+    """Grey images of two classes."""
+    random = np.random.default_rng(start)
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(start, start + count):
+            image = Image.fromarray(random.integers(0, 256, (8, 8), np.uint8))
+            image.save(folder / name / f"{number}.png")
+
+
+def resume_with_other_data(worker, folder):
+    """What a rank is told when images came between, and what the run's folder then says."""
+    folder = Path(folder)
+    os.environ["ORCH_CACHE"] = str(folder / "cache")
+    images, copy, paths = folder / "images", folder / "copy" / "images", RunPaths(folder / "run")
+
+    def source(path):
+        known = {"type": "image_folder", "path": str(path), "size": 8, "channels": 1}
+        return small(known, "scale.workers=2")
+
+    if worker.is_main:
+        draw(images, 0, 12)
+        shutil.copytree(images, copy)
+    worker.barrier()
+    train(worker, source(images), paths.root, steps=2)
+    worker.barrier()
+    before = read_json(paths.env)
+    if worker.is_main:
+        draw(images, 12, 3)
+    worker.barrier()
+    with pytest.raises(RunFolderError) as refused:
+        train(worker, source(images), paths.root, resume=True)
+    worker.barrier()
+    kept = read_json(paths.env) == before
+    worker.barrier()
+    train(worker, source(copy), paths.root, resume=True)
+    return str(refused.value), kept
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+    ranks = in_group(2, resume_with_other_data, str(tmp_path))
+    assert ranks[0] == ranks[1]
+    told, kept = ranks[0]
+    assert "the data changed since the run in" in told
+    assert "choose name=" in told
+    assert [line.split(":")[0].strip() for line in told.splitlines()[1:]] == [
+        "data.digest",
+        "data.split_digest",
+    ]
+    assert kept, "or the next attempt would be let through"
+    status = Status.read(tmp_path / "run" / "status.json")
+    assert (status.state, status.step) == ("done", 4), "the same data in another place will do"
+
+
+def test_a_run_does_not_go_on_towards_another_goal(tmp_path):
+    paths, digits = RunPaths(tmp_path / "run"), {"type": "digits"}
+    asked = small(digits)
+    train(SingleWorker(), asked, paths.root, steps=2)
+    before = paths.status.read_bytes()
+    other = small(digits, "evaluate.monitor=val/nll", "evaluate.mode=min")
+    assert config_digest(other) == config_digest(asked)
+    lines = "choose name=.*evaluate.monitor: val/accuracy -> val/nll.*evaluate.mode: max -> min"
+    for refuse in (train, lambda _, config, root, resume: check_folder(config, root, resume)):
+        with pytest.raises(RunFolderError, match=f"(?s){lines}"):
+            refuse(SingleWorker(), other, paths.root, resume=True)
+    assert paths.status.read_bytes() == before
+    train(SingleWorker(), asked, paths.root, resume=True)
+    with pytest.raises(RunFolderError, match="holds a finished run"):
+        train(SingleWorker(), other, paths.root)
 
 
 # --- the status ----------------------------------------------------------------------------

@@ -14,7 +14,11 @@ import psutil
 import pytest
 
 from orchestrator.errors import RunFolderError
-from orchestrator.run_folder.environment import describe_environment, environment_changes
+from orchestrator.run_folder.environment import (
+    data_changes,
+    describe_environment,
+    environment_changes,
+)
 from orchestrator.run_folder.paths import RunPaths, find_runs, resolve_target
 
 
@@ -163,3 +167,14 @@ def test_changes_between_environments():
         f"versions.torch: {one['versions']['torch']} -> 9.9",
         f"hardware.gpus: {one['hardware']['gpus']} -> ['H100']",
     ]
+
+
+def test_changes_of_the_data():
+    before = describe_environment({}, "a" * 64, "b" * 64)
+    assert data_changes(before, "a" * 64, "b" * 64) == []
+    assert data_changes(before, "a" * 64, "c" * 64) == [
+        "data.split_digest: bbbbbbbbbbbb -> cccccccccccc"
+    ]
+    assert len(data_changes(before, "d" * 64, "c" * 64)) == 2
+    del before["data"]
+    assert data_changes(before, "d" * 64, "c" * 64) == [], "nobody knows"

@@ -35,6 +35,20 @@ def test_focal_is_the_formula_and_cross_entropy_at_gamma_zero():
     assert plain == pytest.approx(float(F.cross_entropy(LOGITS, LABEL)), rel=1e-5)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("target", [0, 1])
+def test_focal_has_a_gradient_where_a_probability_rounds_to_one(gamma, target):
+    logits = torch.tensor([[50.0, 0.0, 0.0]], requires_grad=True)
+    loss = build_loss(training.Focal(gamma=gamma))
+    label = torch.tensor([target])
+    one_hot = F.one_hot(label, 3).float()
+    for answer in (label, one_hot):
+        (found,) = torch.autograd.grad(loss(logits, answer), logits)
+        # Far from its target the loss is cross entropy; at it, nothing is left to learn.
+        expected = torch.tensor([[1.0, -1.0, 0.0]]) if target else torch.zeros(1, 3)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_soft_labels_equal_hard_ones_when_one_hot():
     one_hot = F.one_hot(LABEL, 5).float()
     for part in (training.CrossEntropy(), training.Focal()):
