@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -11,6 +13,8 @@ from orchestrator.config.digest import config_digest, digest_difference
 from orchestrator.config.load import config_from_mapping, dump_yaml, load_config
 from orchestrator.errors import RunFolderError
 from orchestrator.files import read_json
+from orchestrator.run_folder import lease
+from orchestrator.run_folder.lease import Holder
 from orchestrator.run_folder.opening import next_name, open_run, place_run, run_state
 from orchestrator.run_folder.paths import RunPaths
 from orchestrator.run_folder.records import read_lines
@@ -191,6 +195,15 @@ def test_a_killed_run_is_resumed_by_another_process(paths):
     with take(paths, resume=True) as run:
         assert run.resumed
         assert f"process {process.pid}" in run.notes[0]
+
+
+def test_a_run_of_a_lost_machine_is_resumed_once_it_is_silent(paths, monkeypatch):
+    monkeypatch.setattr(lease, "STALE_S", 0.5)
+    take(paths).close()
+    gone = replace(Holder.current(), machine="elsewhere", host="node7")
+    paths.lease.write_text(json.dumps({"format": 1, **asdict(gone)}))
+    with take(paths, resume=True) as run:
+        assert "node7 ended without closing the run" in run.notes[0]
 
 
 def test_repeating_a_runs_own_file_goes_beside_it(paths):
