@@ -102,7 +102,8 @@ def resolve(
     measured: list[Measurement | Trial] = []
     seconds = math.nan
     if config.train.micro_batch == "auto":
-        changes[MICRO_BATCH] = micro_batch(config, copies(config.engine, worker.world_size))
+        # By the file, not by this group: one process prepares a sweep of trials of several workers.
+        changes[MICRO_BATCH] = micro_batch(config, copies(config.engine, config.scale.workers))
     if "auto" in (config.train.precision, config.train.memory_format):
         if worker.is_main:
             best, steps = _fastest(config, task, loader, worker.device)

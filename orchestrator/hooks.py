@@ -160,6 +160,11 @@ class EarlyStopping(_Hook):
         """See `Hook.remember`."""
         self._best, self._waited = memory["best"], memory["waited"]
 
+    @property
+    def due(self) -> bool:
+        """Whether the run ends where it is, as a resumed one may."""
+        return self._waited >= self._config.patience
+
 
 class Interrupt(_Hook):
     """Turns Ctrl-C and SIGTERM into a checkpoint and an orderly end."""

@@ -91,10 +91,11 @@ class RunState:
     def memory(self) -> dict[str, Any]:
         """What a resumed run must remember, as JSON."""
         hooks = {type(hook).__name__: hook.memory() for hook in self.hooks}
-        return {"step": self.step, "best": self.best, "last": self.last, "hooks": hooks}
+        kept = {"step": self.step, "best": self.best, "last": self.last, "hooks": hooks}
+        return kept | {"stop_reason": self.stop_reason}
 
     def remember(self, memory: Mapping[str, Any]) -> None:
-        """Takes over what `memory` gave."""
+        """Takes over what `memory` gave, but for the stop: one that was interrupted goes on."""
         self.step, self.best, self.last = memory["step"], memory["best"], dict(memory["last"])
         for hook in self.hooks:
             hook.remember(memory["hooks"].get(type(hook).__name__, {}))
@@ -125,9 +126,13 @@ class Hook(Protocol):
 def fit(run: RunState) -> Generator[StepInfo, None, None]:
     """Trains from `run.step` to `run.total_steps`, or until a hook stops it.
 
+    A resumed run that was stopped already, as its `stop_reason` says, trains no step.
+
     Yields:
         One `StepInfo` after each optimizer step, once its hooks have run.
     """
+    if run.stop_reason:
+        return
     pending = Signal.NONE
     per_epoch = run.loader.steps_per_epoch
     while run.step < run.total_steps:

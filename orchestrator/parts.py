@@ -13,6 +13,7 @@ from torch import nn
 from orchestrator import auto
 from orchestrator.compiling import Trial
 from orchestrator.config.base import build
+from orchestrator.config.engines import copies
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.training import DistillTask
 from orchestrator.data.types import Loader
@@ -114,7 +115,8 @@ def _loader(
         data=config.data,
         seed=config.seed,
         batch_size=config.train.batch_size,
-        micro_batch=auto.micro_batch(config, worker.world_size),
+        # As the run's workers have it, also where one process reads for all of them.
+        micro_batch=auto.micro_batch(config, copies(config.engine, config.scale.workers)),
         worker=worker,
         extra_targets=extra_targets,
     )

@@ -6,6 +6,7 @@ so a pipeline that was killed goes on where it was.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import auto, distill
-from orchestrator.config.digest import config_digest, digest_difference
+from orchestrator.config.digest import config_digest, digest_difference, section_difference
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.load import derive, dump_yaml, load_config
 from orchestrator.config.user_code import named_modules
@@ -24,7 +25,7 @@ from orchestrator.host import Host, Pending, Resources, TrialJob
 from orchestrator.predict import predict_run
 from orchestrator.run_folder.code import keep_code
 from orchestrator.run_folder.ensemble_file import read_ensemble
-from orchestrator.run_folder.opening import OpenedRun, open_run
+from orchestrator.run_folder.opening import OpenedRun, another_configuration, open_run
 from orchestrator.run_folder.paths import RunPaths, Target
 from orchestrator.run_folder.status import Status, StatusFile
 from orchestrator.seeding import TRIAL
@@ -79,7 +80,10 @@ def sweep(
     """
     paths = RunPaths(root)
     if paths.status.exists() and paths.config.exists():
-        config = auto.adopt(config, load_config(paths.config, kept_code=False))
+        earlier = load_config(paths.config, kept_code=False)
+        if resume:
+            _check_made(paths, earlier, config)
+        config = auto.adopt(config, earlier)
     config = place(config, host, sweep=True)
     opened = open_run(
         paths,
@@ -92,6 +96,19 @@ def sweep(
     with opened, _noting_the_end(opened):
         keep_code(paths, named_modules(config))
         return _Pipeline(config, host, paths, opened, listen).run()
+
+
+def _check_made(paths: RunPaths, earlier: ExperimentConfig, config: ExperimentConfig) -> None:
+    """Refuses other settings of a stage whose result is there, and would not be made again."""
+    made = {"ensemble": paths.ensemble_json, "distill": paths.student.status}
+    lines = [
+        line
+        for name, result in made.items()
+        if result.exists()
+        for line in section_difference(earlier, config, name)
+    ]
+    if lines:
+        raise another_configuration(paths, "sweep", lines)
 
 
 @contextlib.contextmanager
@@ -116,14 +133,15 @@ def place(config: ExperimentConfig, host: Host, *, sweep: bool) -> ExperimentCon
     scale = config.scale
     gpus = scale.gpus
     if gpus == "auto":
-        gpus = 1.0 if _fits(host, Resources(1, 1, 1)) else 0.0
+        gpus = 1.0 if _room(host, Resources(1, 1, 1)) else 0.0
     cpus = scale.cpus
     if cpus == "auto":
         cores = host.capacity(Resources(1, 1, 0))
         # A GPU's worker gets its share of the cores. Small models train faster as many
         # one-core trials than as one trial on many cores.
         sharers = host.capacity(Resources(1, 1, gpus)) if gpus else scale.workers
-        cpus = 1 if sweep and not gpus else max(1, cores // max(sharers, 1))
+        most = 1 if sweep and not gpus else cores // max(sharers, 1)
+        cpus = _cores_of_a_node(host, sharers, gpus, most)
     placed = derive(config, {"scale.cpus": cpus, "scale.gpus": gpus})
     host.capacity(resources_of(placed))
     return placed
@@ -136,11 +154,24 @@ def resources_of(config: ExperimentConfig) -> Resources:
     return Resources(scale.workers, scale.cpus, scale.gpus)
 
 
-def _fits(host: Host, resources: Resources) -> bool:
+def _cores_of_a_node(host: Host, workers: int, gpus: float, most: int) -> int:
+    """The most cores, at least one, that the host can give to each of so many workers.
+
+    A worker's cores are all on one node, so its share of all nodes' cores may be too many.
+    """
+
+    def too_many(cpus: int) -> bool:
+        return _room(host, Resources(1, cpus, gpus)) < workers
+
+    # The more cores for each, the fewer find a place: the first number that fails, halving.
+    return max(1, bisect.bisect_left(range(1, most + 1), True, key=too_many))
+
+
+def _room(host: Host, resources: Resources) -> int:
     try:
-        return host.capacity(resources) > 0
+        return host.capacity(resources)
     except OrchError:
-        return False
+        return 0
 
 
 class _Pipeline:
@@ -171,6 +202,7 @@ class _Pipeline:
         if self._config.ensemble:
             self._ensemble(ranked)
             lines.append(("ensemble", self._paths.ensemble))
+        self._export([self._paths.trial(ranked[0].id).root])
         if self._config.distill:
             lines += self._distill(ranked[0])
         return self._compare(lines, prepared)
@@ -253,8 +285,7 @@ class _Pipeline:
         self._say("ensemble", False, "choosing members on the select split")
         near = ranked[: max(2 * config.size, 10)]
         folders = [self._paths.trial(row.id).root for row in near]
-        stopped = [root for root in folders if not RunPaths(root).model_json.exists()]
-        self._all(export_stopped, stopped)
+        self._export(folders)
         chosen = build_ensemble(folders, config, self._paths.ensemble)
         track_ensemble(
             self._config,
@@ -264,6 +295,14 @@ class _Pipeline:
             group=self._config.name,
         )
         self._say("ensemble", True, f"{len(chosen.members)} of {len(folders)} candidates")
+
+    def _export(self, trials: list[Path]) -> None:
+        """Exports those of the trials that were stopped: they have checkpoints alone."""
+        stopped = [root for root in trials if not RunPaths(root).model_json.exists()]
+        # Where each worker holds a part of the model, a checkpoint is read by as many.
+        _all_results(
+            [self._host.submit(export_stopped, {"root": one}, self._resources) for one in stopped]
+        )
 
     def _distill(self, best: Row) -> list[tuple[str, Path]]:
         section = self._config.distill

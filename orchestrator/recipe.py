@@ -374,6 +374,9 @@ def _restore(
     if latest is not None:
         state.engine.load(latest.path)
         state.remember(latest.meta)
+        # Killed while its model was exported, it would train past the stop.
+        if any(isinstance(hook, EarlyStopping) and hook.due for hook in state.hooks):
+            state.stop_reason = latest.meta.get("stop_reason", "")
     if opened and opened.resumed:
         drop_after(paths.metrics, state.step)
         best = state.best and Best(state.best["step"], state.best["value"], state.best["metrics"])

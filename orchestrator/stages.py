@@ -92,6 +92,9 @@ def train_to_end(
 def export_stopped(*, worker: Worker, root: Path) -> None:
     """Exports the best checkpoint of a run that was stopped early, such as a pruned trial.
 
+    Called by as many workers as trained it: of a pipeline, and of partitioned parameters, each
+    holds a part.
+
     Raises:
         CheckpointError: if the run was stopped before its first evaluation.
     """
@@ -99,7 +102,8 @@ def export_stopped(*, worker: Worker, root: Path) -> None:
     config = load_config(paths.config)
     load_plugins(config.plugins)
     use_threads(config)
-    best = Checkpoints(paths.checkpoints, mode=config.evaluate.mode).best_intact()
+    kept = Checkpoints(paths.checkpoints, mode=config.evaluate.mode)
+    best = worker.broadcast(kept.best_intact() if worker.is_main else None)
     if best is None:
         raise CheckpointError(f"{root} has no checkpoint that was evaluated; leave it out")
     parts, _ = prepare(config, worker)

@@ -8,7 +8,7 @@ import torch
 from torchmetrics import ClasswiseWrapper, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
-from orchestrator import api
+from orchestrator import api, finish
 from orchestrator.config.load import config_from_mapping
 from orchestrator.config.training import ClassifyTask, EarlyStoppingConfig
 from orchestrator.data.types import DataInfo
@@ -153,3 +153,38 @@ def test_a_run_that_could_not_tell_its_best_model_is_refused_before_it_begins(tm
         ):
             refused()
     assert not list(tmp_path.iterdir())
+
+
+STOPPED = {
+    "name": "stopped",
+    "data": {"source": {"type": "digits"}},
+    "model": {"type": "mlp", "hidden": [8]},
+    "scale": {"cpus": 1, "gpus": 0},
+    "train": {
+        "for": "20 steps",
+        "batch_size": 60,
+        "precision": "fp32",
+        "memory_format": "contiguous",
+        # Accuracy can't rise by two: the third evaluation is the last one.
+        "early_stopping": {"patience": 2, "min_delta": 2.0},
+    },
+    "evaluate": {"every": "3 steps"},
+    "checkpoint": {"every": "4 steps"},
+}
+
+
+def test_a_stopped_run_whose_export_was_interrupted_trains_no_further(tmp_path, monkeypatch):
+    config = config_from_mapping(STOPPED)
+    whole = api.train(config, runs_dir=tmp_path / "whole")
+    assert whole.step == 9 and "did not improve" in whole.why
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(finish, "export", interrupted)
+        api.train(config, runs_dir=tmp_path / "half")
+    found = api.train(config, runs_dir=tmp_path / "half", resume=True)
+    assert (found.step, found.why, found.best) == (whole.step, whole.why, whole.best)
+    models = [(one.root / "model.safetensors").read_bytes() for one in (whole, found)]
+    assert models[0] == models[1]

@@ -15,7 +15,7 @@ from orchestrator.host import SingleWorker
 from orchestrator.recipe import run
 from orchestrator.run_folder.predictions import read_predictions
 from orchestrator.run_folder.status import Status
-from orchestrator.stages import train_to_end
+from orchestrator.stages import export_stopped, train_to_end
 from tests.groups import in_group
 
 FILE = {
@@ -123,10 +123,20 @@ def test_what_is_exported_answers_as_the_run_did(piped):
     assert found.nll == pytest.approx(best["val/nll"], rel=1e-4)
 
 
-def test_a_killed_run_goes_on_to_the_bit(piped, folder):
+def export_then_train(worker, overrides, root):
+    """A run that was stopped is exported as it is, then goes on: as a sweep that grows has it."""
+    export_stopped(worker=worker, root=Path(root))
+    exported = read_predictions(Path(root, "predictions", "val.parquet"))
+    train(worker, overrides, root)
+    return float((exported.logits.argmax(1) == exported.labels).mean())
+
+
+def test_a_killed_run_is_exported_and_goes_on_to_the_bit(piped, folder):
     killed = folder / "killed"
     assert not (killed / "model.safetensors").exists()
-    in_group(2, train, PAIR, str(killed))
+    evaluated = Status.read(killed / "status.json").best.metrics["val/accuracy"]
+    exported, _ = in_group(2, export_then_train, PAIR, str(killed))
+    assert exported == pytest.approx(evaluated)
     a, b = predictions(piped, "val"), predictions(killed, "val")
     assert np.array_equal(a.logits, b.logits)
 

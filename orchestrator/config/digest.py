@@ -28,7 +28,16 @@ def config_digest(config: ExperimentConfig) -> str:
 
 def digest_difference(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
     """One line for each key that makes the digests differ: `optimizer.lr: 0.001 -> 0.003`."""
-    before, after = _flat(_content(old)), _flat(_content(new))
+    return _difference(_content(old), _content(new))
+
+
+def section_difference(old: ExperimentConfig, new: ExperimentConfig, name: str) -> list[str]:
+    """One line for each key of a section that differs, such as `ensemble.size: 5 -> 3`."""
+    return _difference({name: plain(old).get(name)}, {name: plain(new).get(name)})
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    before, after = _flat(old), _flat(new)
     keys = dict.fromkeys([*before, *after])
     return [
         f"{key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"

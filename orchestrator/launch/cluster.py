@@ -255,12 +255,14 @@ def _by_value(function: Callable[..., Any]) -> Callable[..., Any]:
 def slots(resources: Resources) -> int:
     """How many stages with these resources the cluster ever runs at once (0 for none).
 
-    A worker needs all of its cores and GPUs on one node; nodes that the autoscaler may still add
-    count as one.
+    A worker needs all of its cores and GPUs on one node, of those that are up or of those that
+    the autoscaler may still add.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     now = sum(_workers(node, resources) for node in nodes)
-    return max(now, _workers(_largest(), resources)) // resources.workers
+    added = sum(count * _workers(node, resources) for node, count in _node_types())
+    later = min(added, _workers(_largest(), resources))
+    return max(now, later) // resources.workers
 
 
 def check_resources(resources: Resources) -> int:
@@ -306,3 +308,17 @@ def _largest() -> dict[str, float]:
 
     found = state.get_max_resources_from_cluster_config()
     return {name: float(value) for name, value in (found or {}).items()}
+
+
+def _node_types() -> list[tuple[dict[str, float], int]]:
+    """What each kind of node has that an autoscaling cluster can start, and how many it may be."""
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    return [
+        (
+            {name: float(value) for name, value in kind.resources.items()},
+            sys.maxsize if kind.max_count < 0 else kind.max_count,
+        )
+        for kind in (config.node_group_configs if config else ())
+    ]

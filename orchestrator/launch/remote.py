@@ -196,8 +196,10 @@ class Interruptible:
     @contextmanager
     def __call__(self, token: str) -> Iterator[None]:
         """Work inside the block is interrupted, once, when `ask_to_end` is called for `token`."""
-        # interrupt_main calls Python's handler, which Ray's processes may lack.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # interrupt_main calls Python's handler, which Ray's processes may lack. The one of a trial
+        # that goes on writes a checkpoint, and stays.
+        if not callable(signal.getsignal(signal.SIGINT)):
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         with self._lock:
             self._token = token
             self._busy.set()

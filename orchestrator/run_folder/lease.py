@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import secrets
 import socket
@@ -24,6 +25,7 @@ from orchestrator.errors import RunFolderError
 HEARTBEAT_S = 5.0
 STALE_S = 60.0
 """A holder that can't be asked is given up this long after its last heartbeat."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,17 @@ class Lease:
 
     Args:
         path: the lease's file; its folder must exist.
+        wait: whether a holder on another machine, which can't be asked, is waited for: until its
+            heartbeat is stale, or shows that it is alive.
 
     Raises:
         RunFolderError: naming the holder, if it is alive.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, wait: bool = False) -> None:
         self.path = path
         self.holder = Holder.current()
-        self.taken_from = self._take()
+        self.taken_from = self._take(wait)
         """The dead holder that this lease was taken over from, if there was one."""
         self._released = threading.Event()
         self._beat = threading.Thread(target=self._keep_alive, name="lease", daemon=True)
@@ -108,19 +112,37 @@ class Lease:
     ) -> None:
         self.release()
 
-    def _take(self) -> Holder | None:
-        with locked(self.path) as descriptor:
-            before = _parse(os.pread(descriptor, 65536, 0))
-            if before is not None and _alive(before, self.path):
+    def _take(self, wait: bool) -> Holder | None:
+        """Writes the lease; returns the dead holder that it was taken from."""
+        until = time.monotonic() + STALE_S + HEARTBEAT_S
+        first: tuple[str, int] | None = None
+        while True:
+            late = time.monotonic() > until
+            with locked(self.path) as descriptor:
+                before = _parse(os.pread(descriptor, 65536, 0))
+                if before is None or not _alive(before, self.path):
+                    self._write(descriptor)
+                    return before
+                sign = before.token, os.fstat(descriptor).st_mtime_ns
+            silent = before.machine != _machine() and sign == (first or sign)
+            if late or not (wait and silent):
                 raise RunFolderError(
                     f"{self.path.parent} is being written by {_describe(before)}; "
                     "wait for it to end, or choose name=…"
                 )
-            text = json.dumps({"format": 1, **asdict(self.holder)}) + "\n"
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, text.encode(), 0)
-            os.fsync(descriptor)
-        return before
+            if first is None:
+                _log.warning(
+                    f"{self.path.parent} was written last by {_describe(before)}; "
+                    f"waiting up to {STALE_S:.0f} s to see whether it still is"
+                )
+            first = sign
+            time.sleep(HEARTBEAT_S / 5)
+
+    def _write(self, descriptor: int) -> None:
+        text = json.dumps({"format": 1, **asdict(self.holder)}) + "\n"
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
+        os.fsync(descriptor)
 
     def _keep_alive(self) -> None:
         while not self._released.wait(HEARTBEAT_S):

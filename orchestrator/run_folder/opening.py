@@ -84,7 +84,8 @@ def open_run(
     """
     asked = _Request(digest, config_yaml, resume, kind, difference)
     _make_folder(paths.root)
-    lease = Lease(paths.lease)
+    # Whoever resumes may be the next attempt of a worker that died with its node.
+    lease = Lease(paths.lease, wait=resume)
     try:
         before = _existing(paths)
         if before is not None:
@@ -159,7 +160,9 @@ def _check(paths: RunPaths, before: Status, asked: _Request) -> None:
         why = before.why or before.state
         raise RunFolderError(f"{paths.root} holds a finished {asked.kind} ({why}); choose name=…")
     if before.digest != asked.digest:
-        raise RunFolderError(_another(paths, before, asked))
+        lines = _differences(paths, asked)
+        lines = lines or [f"digest: {before.digest[:12]} -> {asked.digest[:12]}"]
+        raise another_configuration(paths, asked.kind, lines)
     if before.finished:
         raise RunFolderError(f"{paths.root} is finished, nothing to resume; choose name=…")
     if not asked.resume:
@@ -169,17 +172,20 @@ def _check(paths: RunPaths, before: Status, asked: _Request) -> None:
         )
 
 
-def _another(paths: RunPaths, before: Status, asked: _Request) -> str:
-    lines = _differences(paths, asked)
-    lines = lines or [f"digest: {before.digest[:12]} -> {asked.digest[:12]}"]
+def another_configuration(
+    paths: RunPaths, kind: Literal["run", "sweep"], lines: list[str]
+) -> RunFolderError:
+    """The refusal of a folder that was begun with other values, each difference a line."""
     rest = [f"… and {len(lines) - 20} more"] if len(lines) > 20 else []
-    return "\n  ".join(
-        [
-            f"the {asked.kind} in {paths.root} was begun with another configuration; "
-            "choose name=…, or undo these changes and add --resume:",
-            *lines[:20],
-            *rest,
-        ]
+    return RunFolderError(
+        "\n  ".join(
+            [
+                f"the {kind} in {paths.root} was begun with another configuration; "
+                "choose name=…, or undo these changes and add --resume:",
+                *lines[:20],
+                *rest,
+            ]
+        )
     )
 
 

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, GCS_AUTOSCALER_STATE_NAMESPACE
+from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
+from ray.experimental import internal_kv
 
 from orchestrator.errors import ResourceError, UserError
-from orchestrator.launch.cluster import start_or_attach
+from orchestrator.host import Resources
+from orchestrator.launch.cluster import slots, start_or_attach
 
 pytestmark = pytest.mark.ray
 
@@ -132,6 +136,22 @@ def test_a_users_modules_travel_with_those_that_they_import(cluster, tmp_path):
         timeout=600,
     )
     assert done.stdout == "mine\n", done.stderr
+
+
+def test_what_a_cluster_can_grow_to_is_counted_by_node(session):
+    kinds = [NodeGroupConfig(resources={"CPU": cpus}, max_count=n) for cpus, n in ((4, 3), (8, 2))]
+    config = ClusterConfig(node_group_configs=kinds).SerializeToString()
+    place = {
+        "key": GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode(),
+        "namespace": GCS_AUTOSCALER_STATE_NAMESPACE.encode(),
+    }
+    internal_kv._internal_kv_put(value=config, **place)
+    try:
+        # Of 28 cores in all.
+        found = {cpus: slots(Resources(cpus=cpus)) for cpus in (1, 3, 8, 9)}
+    finally:
+        internal_kv._internal_kv_del(**place)
+    assert found == {1: 28, 3: 7, 8: 2, 9: 0}
 
 
 ATTACH = """

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -82,17 +83,27 @@ def where(worker, started, seconds=60.0, resume=False):
 
 def work_until_interrupted(worker, folder, started="started"):
     """As training does: SIGINT asks for a checkpoint at the next step."""
+    with listening() as asked:
+        return work_until_asked(asked, folder, started)
+
+
+@contextmanager
+def listening():
     asked = []
     before = signal.signal(signal.SIGINT, lambda *_: asked.append(True))
-    (Path(folder) / started).touch()
     try:
-        for _ in range(1800):
-            time.sleep(0.1)
-            if asked:
-                (Path(folder) / "checkpoint").touch()
-                return "interrupted"
+        yield asked
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def work_until_asked(asked, folder, started):
+    (Path(folder) / started).touch()
+    for _ in range(1800):
+        time.sleep(0.1)
+        if asked:
+            (Path(folder) / "checkpoint").touch()
+            return "interrupted"
     return "not interrupted"
 
 
@@ -133,5 +144,7 @@ def group_trial(worker, steps, closed=None, fail_at=None, die_at=None, marker=No
 
 
 def interruptible_trial(worker, folder, name):
-    yield {"step": 0}
-    (Path(folder) / f"{name}-{work_until_interrupted(worker, folder, f'{name}-started')}").touch()
+    """As training does: it listens from its first step on, over all of its reports."""
+    with listening() as asked:
+        yield {"step": 0}
+        (Path(folder) / f"{name}-{work_until_asked(asked, folder, f'{name}-started')}").touch()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import asdict, replace
 
 import pytest
@@ -117,6 +118,38 @@ def test_another_machine_is_given_up_only_after_its_heartbeat_stops(path):
     leave(path, age=61, machine="elsewhere", host="node7", pid=1)
     with Lease(path) as lease:
         assert lease.taken_from.host == "node7"
+
+
+def test_who_waits_gets_the_lease_of_a_machine_whose_heartbeat_stopped(path, monkeypatch):
+    monkeypatch.setattr(module, "STALE_S", 0.5)
+    leave(path, machine="elsewhere", host="node7", pid=1)
+    with Lease(path, wait=True) as lease:
+        assert lease.taken_from.host == "node7"
+
+
+def test_who_waits_is_refused_at_the_next_heartbeat(path, monkeypatch):
+    monkeypatch.setattr(module, "HEARTBEAT_S", 0.05)
+    leave(path, machine="elsewhere", host="node7", pid=1)
+    ended = threading.Event()
+
+    def beat():
+        while not ended.wait(0.02):
+            os.utime(path)
+
+    holder = threading.Thread(target=beat)
+    holder.start()
+    try:
+        with pytest.raises(RunFolderError, match="process 1 on node7"):
+            Lease(path, wait=True)
+    finally:
+        ended.set()
+        holder.join()
+
+
+def test_a_holder_that_can_be_asked_is_not_waited_for(path, monkeypatch):
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    with Lease(path), pytest.raises(RunFolderError):
+        Lease(path, wait=True)
 
 
 def test_a_pid_that_was_used_again_is_not_the_holder(path):

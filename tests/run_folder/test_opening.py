@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from orchestrator.errors import RunFolderError
 from orchestrator.files import read_json
 from orchestrator.host import SingleWorker
 from orchestrator.recipe import check_folder, run
+from orchestrator.run_folder import lease
+from orchestrator.run_folder.lease import Holder
 from orchestrator.run_folder.opening import next_name, open_run, place_run, run_state
 from orchestrator.run_folder.paths import RunPaths
 from orchestrator.run_folder.records import read_lines
@@ -200,6 +204,15 @@ def test_a_killed_run_is_resumed_by_another_process(paths):
     with take(paths, resume=True) as run:
         assert run.resumed
         assert f"process {process.pid}" in run.notes[0]
+
+
+def test_a_run_of_a_lost_machine_is_resumed_once_it_is_silent(paths, monkeypatch):
+    monkeypatch.setattr(lease, "STALE_S", 0.5)
+    take(paths).close()
+    gone = replace(Holder.current(), machine="elsewhere", host="node7")
+    paths.lease.write_text(json.dumps({"format": 1, **asdict(gone)}))
+    with take(paths, resume=True) as run:
+        assert "node7 ended without closing the run" in run.notes[0]
 
 
 def test_repeating_a_runs_own_file_goes_beside_it(paths):

@@ -1,0 +1,198 @@
+"""The stages around a search: where they run, what they export, what a resumed sweep may change."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.config.digest import config_digest
+from orchestrator.config.load import config_from_mapping, dump_yaml, load_config
+from orchestrator.errors import ResourceError, RunFolderError
+from orchestrator.host import SingleWorker
+from orchestrator.local_host import InProcessHost
+from orchestrator.parts import build_loader
+from orchestrator.pipeline import place, sweep
+from orchestrator.run_folder.opening import open_run
+from orchestrator.run_folder.paths import RunPaths
+from orchestrator.run_folder.status import Status
+from orchestrator.stages import prepare_sweep
+
+FILE = {
+    "name": "digits",
+    "data": {"source": {"type": "digits"}, "split": {"val": 0.1, "select": 0.1}},
+    "model": {"type": "mlp", "hidden": [8]},
+    "optimizer": {"type": "adamw", "lr": 0.01},
+    "train": {
+        "for": "6 steps",
+        "batch_size": 64,
+        "precision": "fp32",
+        "memory_format": "contiguous",
+    },
+    "evaluate": {"every": "2 steps", "batch_size": 64},
+    "scale": {"cpus": 1, "gpus": 0},
+    "sweep": {
+        "trials": 2,
+        "space": {"optimizer.lr": {"type": "choice", "values": [0.01, 0.02]}},
+        "sampler": {"type": "grid"},
+        "scheduler": {"type": "asha", "grace": "2 steps", "reduction": 2},
+    },
+}
+
+
+def config_of(*overrides):
+    return config_from_mapping(FILE, overrides)
+
+
+# --- resources -----------------------------------------------------------------------------
+
+
+class Nodes(InProcessHost):
+    """A host with nodes of so many cores and GPUs."""
+
+    def __init__(self, *nodes):
+        super().__init__()
+        self.nodes, self.asked = nodes, 0
+
+    def capacity(self, resources):
+        self.asked += 1
+        each = (resources.cpus, resources.gpus)
+        places = [
+            min(int(n // e) for n, e in zip(node, each, strict=True) if e) for node in self.nodes
+        ]
+        if sum(places) < resources.workers:
+            raise ResourceError("too large")
+        return sum(places) // resources.workers
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "placed"),
+    [
+        ([(4, 0)], 1, (4, 0)),
+        ([(4, 0), (4, 0)], 1, (4, 0)),  # not the eight cores of both
+        ([(4, 0), (4, 0)], 3, (2, 0)),
+        ([(4, 0), (2, 0)], 2, (2, 0)),  # three of the six for each leave no place for the second
+        ([(32, 4), (32, 4)], 1, (8, 1)),
+        ([(64, 0), (8, 8)], 1, (1, 1)),  # cores without GPUs beside them help no GPU
+        ([(1, 0), (1, 0)], 2, (1, 0)),
+    ],
+)
+def test_a_worker_gets_no_more_cores_than_its_node_has(nodes, workers, placed):
+    config = config_of(f"scale.workers={workers}", "scale.cpus=auto", "scale.gpus=auto")
+    scale = place(config, Nodes(*nodes), sweep=False).scale
+    assert (scale.cpus, scale.gpus) == placed
+
+
+def test_a_cluster_without_bounds_is_asked_a_few_times():
+    host = Nodes((2**62, 0), (96, 0))
+    assert place(config_of("scale.cpus=auto"), host, sweep=False).scale.cpus == 2**62
+    assert host.asked < 100
+
+
+# --- preparing -----------------------------------------------------------------------------
+
+
+def test_a_process_alone_prepares_micro_batches_of_the_trials_workers():
+    config = config_of("scale.workers=2")
+    prepared = prepare_sweep(worker=SingleWorker(), config=config)
+    assert prepared.config.train.micro_batch == 32
+    # What it measures are batches as the workers have them.
+    loader = build_loader(config, SingleWorker())
+    assert [len(one) for one in next(loader.train(0)).micro_batches] == [32, 32]
+
+
+# --- trials that were stopped --------------------------------------------------------------
+
+
+class Told(InProcessHost):
+    """Trains one of two trials for real; the search is told values of the test's choice.
+
+    The first trial fails at its end. The second one is the best so far, then falls behind it.
+    Workers of a group are one process here, which plain PyTorch does not mind.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.submitted = []
+
+    def capacity(self, resources):
+        return 1
+
+    def submit(self, call, arguments, resources):
+        self.submitted.append((call.__name__, resources.workers))
+        return super().submit(call, arguments, resources)
+
+    def run_trials(self, trials, resources, concurrency):
+        failing = trials.next()
+        for step in (2, 4, 6):
+            assert not trials.report(failing.id, report(step, 0.5))
+        trials.finished(failing.id, "bad luck")
+        stopped = trials.next()
+        reports = stopped.call(worker=SingleWorker(), **stopped.arguments)
+        assert [next(reports)["step"], next(reports)["step"]] == [2, 4]
+        reports.close()
+        assert not trials.report(stopped.id, report(2, 0.9))
+        assert trials.report(stopped.id, report(4, 0.1))
+        trials.finished(stopped.id, None)
+        assert trials.next() is None
+
+
+def report(step, value):
+    return {"step": step, "epoch": step / 10, "values": {"val/accuracy": value}}
+
+
+@pytest.mark.parametrize("overrides", [(), ("ensemble={size: 2}", "scale.workers=2")])
+def test_the_best_trial_may_be_one_that_was_stopped(tmp_path, overrides):
+    host, config = Told(), config_of(*overrides)
+    table = sweep(config, host=host, root=tmp_path / "digits")
+    best = RunPaths(tmp_path / "digits").trial("001")
+    assert table.line("best single").folder == str(best.root)
+    assert Status.read(best.status).state == "pruned"
+    assert best.model_json.exists()
+    assert (table.line("ensemble") is not None) == bool(config.ensemble)
+    # By as many workers as trained it: each may hold a part of its checkpoint.
+    exports = [workers for name, workers in host.submitted if name == "export_stopped"]
+    assert exports == [config.scale.workers]
+
+
+# --- a sweep that goes on ------------------------------------------------------------------
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A sweep whose ensemble is chosen and whose student has begun."""
+    paths = RunPaths(tmp_path / "digits")
+    config = config_of("ensemble={size: 3}", "distill={temperature: 2}")
+    digest, text = config_digest(config), dump_yaml(config)
+    with open_run(paths, digest=digest, config_yaml=text, resume=False, kind="sweep") as run:
+        run.status.finish("interrupted", "by SIGINT")
+    for result in (paths.ensemble_json, paths.student.status):
+        result.parent.mkdir()
+        result.write_text("{}")
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("overrides", "difference"),
+    [
+        (["ensemble={size: 5}", "distill={temperature: 2}"], "ensemble.size: 3 -> 5"),
+        (["ensemble={size: 3}", "distill={temperature: 4}"], r"distill.temperature: 2.0 -> 4.0"),
+        (["ensemble={size: 3}"], r"distill.temperature: 2.0 -> \(absent\)"),
+    ],
+)
+def test_what_made_a_result_stays_as_it_was(begun, overrides, difference):
+    before = begun.status.read_bytes(), begun.config.read_bytes()
+    with pytest.raises(RunFolderError, match=difference) as caught:
+        sweep(config_of(*overrides), host=InProcessHost(), root=begun.root, resume=True)
+    assert caught.value.exit_code == 2
+    assert (begun.status.read_bytes(), begun.config.read_bytes()) == before
+
+
+def test_what_made_no_result_yet_may_change(begun):
+    class Ends(InProcessHost):
+        def run_trials(self, trials, resources, concurrency):
+            raise KeyboardInterrupt
+
+    begun.ensemble_json.unlink()
+    changed = config_of("ensemble={size: 5}", "distill={temperature: 2}")
+    with pytest.raises(KeyboardInterrupt):
+        sweep(changed, host=Ends(), root=begun.root, resume=True)
+    assert load_config(begun.config).ensemble.size == 5
