@@ -101,7 +101,7 @@ def resolve(
     changes: dict[str, object] = {}
     measured: list[Measurement | Trial] = []
     seconds = math.nan
-    if config.train.micro_batch == "auto":
+    if config.train.micro_batch == "auto" and _has_one_batch_size(config):
         # By the file, not by this group: one process prepares a sweep of trials of several workers.
         changes[MICRO_BATCH] = micro_batch(config, copies(config.engine, config.scale.workers))
     if "auto" in (config.train.precision, config.train.memory_format):
@@ -135,6 +135,13 @@ def micro_batch(config: ExperimentConfig, readers: int) -> int:
         return size
     parts = PIPED * config.engine.stages if isinstance(config.engine, PipelineEngineConfig) else 1
     return math.ceil(config.train.batch_size / (readers * parts))
+
+
+def _has_one_batch_size(config: ExperimentConfig) -> bool:
+    """Whether trials and students have the file's batch; those that don't cut their own."""
+    searched = config.sweep.space if config.sweep else {}
+    given = config.distill.set if config.distill else {}
+    return "train.batch_size" not in {**searched, **given}
 
 
 def _uncut(config: ExperimentConfig) -> bool:

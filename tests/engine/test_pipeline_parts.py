@@ -20,7 +20,8 @@ from orchestrator.engine.pipeline_cut import (
     stage_seconds,
 )
 from orchestrator.engine.pipeline_parcel import pack, unpack
-from orchestrator.engine.pipeline_share import blank, chunks, joined
+from orchestrator.engine.pipeline_share import chunks, joined
+from orchestrator.engine.shared import blank
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.models.stages import Stage
 from orchestrator.tasks.classify import Classify

@@ -196,3 +196,17 @@ def test_what_made_no_result_yet_may_change(begun):
     with pytest.raises(KeyboardInterrupt):
         sweep(changed, host=Ends(), root=begun.root, resume=True)
     assert load_config(begun.config).ensemble.size == 5
+
+
+def test_trials_and_students_with_other_batches_cut_their_own(tmp_path):
+    config = config_of(
+        "sweep.space={train.batch_size: {type: choice, values: [64, 16]}}",
+        "sweep.scheduler={type: none}",
+        "distill={set: {train.batch_size: 8}}",
+    )
+    sweep(config, host=InProcessHost(), root=tmp_path / "digits")
+    paths = RunPaths(tmp_path / "digits")
+    runs = [*(paths.trial(number) for number in range(2)), paths.student]
+    trained = [load_config(run.config).train for run in runs]
+    assert sorted(one.batch_size for one in trained) == [8, 16, 64]
+    assert all(one.micro_batch == one.batch_size for one in trained)
