@@ -1,7 +1,9 @@
 """Tasks: what is computed from a batch."""
 
+import importlib
 import sys
 from types import ModuleType
+from typing import Any
 
 
 def _import_torchmetrics() -> None:
@@ -12,12 +14,21 @@ def _import_torchmetrics() -> None:
     name = "scipy.signal"
     if name in sys.modules:
         return
-    sys.modules[name] = ModuleType(name)
-    sys.modules[name].hamming = None  # type: ignore[attr-defined]
+    stand_in: Any = ModuleType(name)
+
+    def real(attribute: str) -> Any:
+        """What a version of torchmetrics asks for beyond that name."""
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
+        return getattr(importlib.import_module(name), attribute)
+
+    stand_in.hamming, stand_in.__getattr__ = None, real
+    sys.modules[name] = stand_in
     try:
         import torchmetrics  # noqa: F401
     finally:
-        del sys.modules[name]
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
 
 
 _import_torchmetrics()
