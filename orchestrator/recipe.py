@@ -33,7 +33,7 @@ from orchestrator.run_folder.environment import (
     describe_environment,
     environment_changes,
 )
-from orchestrator.run_folder.opening import OpenedRun, open_run
+from orchestrator.run_folder.opening import OpenedRun, another_configuration, open_run
 from orchestrator.run_folder.paths import RunPaths
 from orchestrator.run_folder.records import drop_after
 from orchestrator.run_folder.status import Best
@@ -145,10 +145,7 @@ def _check_goal(paths: RunPaths, config: ExperimentConfig, earlier: ExperimentCo
         if (before := getattr(earlier.evaluate, key)) != (now := getattr(config.evaluate, key))
     ]
     if changes:
-        raise RunFolderError(
-            f"the run in {paths.root} compares its checkpoints by {earlier.evaluate.monitor}; "
-            "choose name=… for a new run, or undo these changes:\n  " + "\n  ".join(changes)
-        )
+        raise another_configuration(paths, "run", changes)
 
 
 def _open_on_main(
