@@ -85,7 +85,7 @@ class Batcher:
         self._computing = 0
         self._queue: deque[_Waiting] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: tuple[float, asyncio.Handle] | None = None
         self.waiting = 0
         """Samples in the queue."""
 
@@ -158,12 +158,14 @@ class Batcher:
                 task.add_done_callback(self._done)
 
     def _fire_in(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        if self._timer is not None and self._timer.when() > loop.time() + seconds:
-            self._timer.cancel()
-            self._timer = None
-        if self._timer is None:
-            self._timer = loop.call_later(seconds, self._fire)
+        end = time.monotonic() + seconds
+        if self._timer is not None:
+            # uvloop's handles of the near future do not know their time, so it is kept here.
+            planned, handle = self._timer
+            if planned <= end:
+                return
+            handle.cancel()
+        self._timer = end, asyncio.get_running_loop().call_later(seconds, self._fire)
 
     def _fire(self) -> None:
         self._timer = None

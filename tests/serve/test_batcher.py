@@ -239,6 +239,18 @@ def test_a_fixed_wait_gathers_until_it_is_over_or_the_batch_is_full():
     queued(patient, QueueLimits(wait_seconds=0.02))
 
 
+def test_a_wait_may_be_shorter_than_the_event_loop_counts():
+    async def story(replicas: Replicas, batcher: Batcher, clients: Clients) -> None:
+        image = np.zeros((1, 1, 1, 1), np.uint8)
+        asked = [asyncio.ensure_future(batcher.ask(image)) for _ in range(3)]
+        await until(lambda: sum(replicas.sizes) == 3)
+        for number in range(len(replicas.sizes)):
+            replicas.finish(number)
+        await asyncio.gather(*asked)
+
+    queued(story, QueueLimits(wait_seconds=0.0004))
+
+
 # --- faults ------------------------------------------------------------------------------------
 
 
