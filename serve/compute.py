@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,8 @@ from orchestrator.serve.traffic.rule import Rule
 from orchestrator.serve.traffic.rules import LatestRule
 from orchestrator.serve.wire.place import Place
 
+_LOG = logging.getLogger(__name__)
+
 
 def answer_together(
     executor: Executor, requests: Sequence[Inputs], due: float | None = None
@@ -54,6 +57,7 @@ def answer_together(
             return [one for part in parts for one in answer_together(executor, part, due)]
         if full and len(requests[0]) > 1:
             return [_in_halves(executor, requests[0], due)]
+        _LOG.error("%s failed on an input", executor.card.name, exc_info=error)
         return [NoAnswerError(f"the model failed on this input ({_what(error)})")]
     return _divided(together, requests)
 

@@ -88,7 +88,7 @@ def start(application: serve.Application, cpus: float, gpus: float, temporary: P
         num_cpus=2 * math.ceil(cpus) + 8,
         num_gpus=math.ceil(gpus),
         include_dashboard=False,
-        log_to_driver=False,
+        log_to_driver=True,
         logging_level=logging.ERROR,
         _temp_dir=str(temporary),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from orchestrator.serve.backend import Answer, Computed, Inputs, NoAnswerError, 
 from orchestrator.serve.traffic.pace import EvenPace, FixedPace
 from orchestrator.serve.traffic.pool import Pool
 
+_LOG = logging.getLogger(__name__)
 ATTEMPTS = 3
 """How often a request is computed when replicas end under it: a forward pass has no side effect."""
 _PAUSE = 0.2
@@ -243,10 +245,13 @@ class Batcher:
                 return await self.pool.compute(inputs, left)
         except ReplicaLostError:
             raise
+        except NoAnswerError as told:
+            error = told
         except TimeoutError:
             seconds = self._limits.compute_seconds
             error = NoAnswerError(f"the model took more than {seconds:g} seconds", status=504)
         except Exception as failed:
+            _LOG.error("a batch for %s failed", self.pool.card.name, exc_info=failed)
             error = NoAnswerError(f"the model failed ({type(failed).__name__})")
         return [error] * len(batch)
 

@@ -292,6 +292,9 @@ def test_what_fails_is_answered_for_each_request_and_the_queue_goes_on():
         with pytest.raises(NoAnswerError, match=r"failed \(RuntimeError\)"):
             await clients.answers[0]
         assert replicas.sizes == [1, 8, 8, 8, 8]
+        replicas.finish(1, NoAnswerError("the model failed (IndexError)"))  # as the wire says it
+        with pytest.raises(NoAnswerError, match=r"^the model failed \(IndexError\)$"):
+            await clients.answers[1]
 
     queued(story)
 

@@ -193,6 +193,7 @@ def test_a_hung_forward_is_replaced(runs):
         assert hung.status_code == 504 and "more than 2 seconds" in hung.json()["error"]
         until(lambda: server.client.post(path, json=pixels()).status_code == 200)
         print(f"after a hung forward: answers again after {time.monotonic() - at:.1f} s")
+        until(lambda: "a forward pass took more than 2 seconds" in "\n".join(server.output))
         (after,) = server.family("Hangs@1", ":model")
         assert after.pid != before.pid and time.monotonic() - at < 30
 

@@ -208,7 +208,7 @@ def test_an_ensemble_that_was_late_says_so(wayward, png, grey):
     assert said["parameters"] == {"members": 2, "members_total": 3, "late": True}
 
 
-def test_one_image_that_the_model_fails_on_fails_alone(wayward, png):
+def test_one_image_that_the_model_fails_on_fails_alone(wayward, png, caplog):
     black = encode(Image.new("L", (12, 12)))
     files = [("image", (str(n), one)) for n, one in enumerate([png, black, png])]
     answer = wayward("POST", "/predict/shoes", files=files)
@@ -216,6 +216,7 @@ def test_one_image_that_the_model_fails_on_fails_alone(wayward, png):
     first, second, third = answer.json()["answers"]
     assert first == third and len(first["predictions"]) == 3
     assert second == {"error": "the model failed on this input (RuntimeError)"}
+    assert "shoes failed on an input" in caplog.text and "Traceback" in caplog.text
     for given in (files[1:2], files[1:2] * 2):
         alone = wayward("POST", "/predict/shoes", files=given)
         assert alone.status_code == 500 and alone.json() == second
