@@ -4,9 +4,9 @@ With m micro-batches and p even stages that cost nothing to join, p processes wo
 (m + p − 1) / (m p) of one process's time: while the first and the last micro-batch pass through,
 stages wait. The efficiency T(one) / (p T(p)) is compared with that ideal, m / (m + p − 1). The cut
 is measured first, as a run does; stages are cut whole, so the parts are not even: the longest sets
-the pace, and the benchmark also prints what share of the ideal is left by that alone. Freed memory
-is kept on both sides, as in a run. Both sides take turns in one run. Run with
-``python -m benchmarks.pipeline_step [--networks …]``; prints JSON.
+the pace, the more so the more micro-batches there are, and the benchmark also prints what share of
+the ideal is left by that alone. Freed memory is kept on both sides, as in a run. Both sides take
+turns in one run. Run with ``python -m benchmarks.pipeline_step [--networks …]``; prints JSON.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ from orchestrator.engine.pipeline_cut import balanced, stage_seconds
 from orchestrator.engine.shared import autocast, place_inputs, set_memory_format
 from orchestrator.host import GroupWorker, SingleWorker, Worker
 
-STAGES, MICRO_BATCHES = 2, 8
+STAGES = 2
 STEPS = {"efficientnet_small": 4, "resnet18": 1}
 
 
-def micro_batches() -> GlobalBatch:
+def micro_batches(count: int) -> GlobalBatch:
     """One global batch, cut."""
     (whole,) = FixedLoader(1).batches[0].micro_batches
-    cuts = whole.ids.tensor_split(MICRO_BATCHES)
+    cuts = whole.ids.tensor_split(count)
     parts = [
         Batch(ids, {"image": whole.inputs["image"][ids]}, {"label": whole.targets["label"][ids]})
         for ids in cuts
     ]
-    return GlobalBatch(0, 0, BATCH, tuple(parts), tuple(range(MICRO_BATCHES)))
+    return GlobalBatch(0, 0, BATCH, tuple(parts), tuple(range(count)))
 
 
-def measured_cut(name: str, precision: str) -> tuple[tuple[int, ...], list[float]]:
+def measured_cut(name: str, precision: str, count: int) -> tuple[tuple[int, ...], list[float]]:
     """The cut, and the measured seconds of a micro-batch in each of its parts."""
     model = set_memory_format(network(name).train(), torch.channels_last)
-    batch = place_inputs(micro_batches().micro_batches[0], torch.device("cpu"), True)
+    batch = place_inputs(micro_batches(count).micro_batches[0], torch.device("cpu"), True)
     with autocast(torch.device("cpu"), precision):
         seconds = stage_seconds(model, batch.inputs)
     cut = balanced(seconds, STAGES)
@@ -64,13 +64,13 @@ def measured_cut(name: str, precision: str) -> tuple[tuple[int, ...], list[float
     return cut, [sum(itertools.islice(places, count)) for count in cut]
 
 
-def even_share(parts: list[float]) -> float:
+def even_share(parts: list[float], count: int) -> float:
     """The share of the ideal that parts of these seconds could reach if nothing else cost time.
 
     All but one of the micro-batches pass at the pace of the longest part, and one through all.
     """
-    together = (MICRO_BATCHES - 1) * max(parts) + sum(parts)
-    return (MICRO_BATCHES + STAGES - 1) * sum(parts) / STAGES / together
+    together = (count - 1) * max(parts) + sum(parts)
+    return (count + STAGES - 1) * sum(parts) / STAGES / together
 
 
 def engine_of(config: Part, name: str, precision: str, worker: Worker) -> Engine:
@@ -86,9 +86,9 @@ def engine_of(config: Part, name: str, precision: str, worker: Worker) -> Engine
     return engine
 
 
-def timed(engine: Engine, steps: int) -> Callable[[], float]:
+def timed(engine: Engine, steps: int, count: int) -> Callable[[], float]:
     """Seconds of so many steps."""
-    task, batch = build("task", ClassifyTask()), micro_batches()
+    task, batch = build("task", ClassifyTask()), micro_batches(count)
 
     def work() -> float:
         began = time.perf_counter()
@@ -99,17 +99,17 @@ def timed(engine: Engine, steps: int) -> Callable[[], float]:
     return work
 
 
-def measure(worker: Worker, name: str, precision: str, rounds: int) -> dict[str, Any]:
+def measure(worker: Worker, name: str, precision: str, count: int, rounds: int) -> dict[str, Any]:
     """Both sides in turn; while rank 0 trains alone the others wait."""
-    found_cut = measured_cut(name, precision) if worker.is_main else None
+    found_cut = measured_cut(name, precision, count) if worker.is_main else None
     cut, parts = worker.broadcast(found_cut)
     config = PipelineEngineConfig(stages=STAGES, cut=cut)
     together = engine_of(config, name, precision, worker)
-    run_together = timed(together, STEPS[name])
+    run_together = timed(together, STEPS[name], count)
     run_alone: Callable[[], float] = lambda: 0.0  # noqa: E731
     if worker.is_main:
         alone = engine_of(PlainEngineConfig(), name, precision, SingleWorker())
-        run_alone = timed(alone, STEPS[name])
+        run_alone = timed(alone, STEPS[name], count)
 
     def side(work: Callable[[], float]) -> Callable[[], float]:
         def turn() -> float:
@@ -124,14 +124,14 @@ def measure(worker: Worker, name: str, precision: str, rounds: int) -> dict[str,
     found = alternate(sides, rounds)
     together.close()
     faster = found[f"times faster is {STAGES} processes"]["than one process"]["median"]
-    ideal = MICRO_BATCHES / (MICRO_BATCHES + STAGES - 1)
+    ideal = count / (count + STAGES - 1)
     efficiency = faster / STAGES
     found["cut"] = list(cut)
     found["milliseconds of the parts"] = [round(1e3 * part, 2) for part in parts]
     found["efficiency"] = round(efficiency, 3)
     found["ideal"] = round(ideal, 3)
     found["share of the ideal"] = round(efficiency / ideal, 3)
-    found["share that the cut allows"] = round(even_share(parts), 3)
+    found["share that the cut allows"] = round(even_share(parts, count), 3)
     return found
 
 
@@ -142,9 +142,12 @@ def rank(number: int, folder: str, arguments: argparse.Namespace) -> None:
     dist.init_process_group("gloo", store=store, rank=number, world_size=STAGES)
     worker = GroupWorker()
     results = {
-        f"{name} {precision}": measure(worker, name, precision, arguments.rounds)
+        f"{name} {precision} {count} micro-batches": measure(
+            worker, name, precision, count, arguments.rounds
+        )
         for name in arguments.networks
         for precision in ("bf16", "fp32")
+        for count in arguments.micro_batches
     }
     if worker.is_main:
         Path(folder, "results").write_text(json.dumps(results))
@@ -154,6 +157,7 @@ def rank(number: int, folder: str, arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", nargs="+", choices=list(STEPS), default=list(STEPS))
+    parser.add_argument("--micro-batches", nargs="+", type=int, default=[2, 4, 8])
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -165,7 +169,6 @@ def main() -> None:
         "benchmark": "pipeline_step",
         "machine": machine(),
         "batch": BATCH,
-        "micro_batches": MICRO_BATCHES,
         "stages": STAGES,
         "results": results,
     }

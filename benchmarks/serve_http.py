@@ -2,12 +2,13 @@
 
 Every side has three processes that work: one for HTTP and two that compute; plain FastAPI three
 that do both. Ours is there twice: in fp32, its default, and with `serve.precision=auto`, which may
-take what changes a probability by less than 0.01. Each side is started once, and sides take turns:
-while one is asked the others are stopped (SIGSTOP), since even idle servers take time. The client
-is `wrk` (Debian's package), the same for all: 32 connections, then one. Each request of a model
-carries one image of uint8 pixels: ours as the Open Inference Protocol's binary extension, theirs as
-the bare body (LitServe's as base64 in JSON). Run with ``python -m benchmarks.serve_http``; prints
-JSON.
+take what changes a probability by less than 0.01. What batches and ONNX Runtime save depends on the
+network, most where it is many small operations and least where it is few large ones, so there are
+several. Each side is started once, and sides take turns: while one is asked the others are stopped
+(SIGSTOP), since even idle servers take time. The client is `wrk` (Debian's package), the same for
+all: 32 connections, then one. Each request of a model carries one image of uint8 pixels: ours as
+the Open Inference Protocol's binary extension, theirs as the bare body (LitServe's as base64 in
+JSON). Run with ``python -m benchmarks.serve_http``; prints JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +37,12 @@ from benchmarks.common import machine, spread
 from benchmarks.http_servers import COMPUTING
 from benchmarks.served import ARCHITECTURES, SHAPE, images, make_ensemble, make_run
 
-NETWORK = "resnet18, width 0.25"
+NETWORKS: dict[str, dict[str, Any]] = ARCHITECTURES | {
+    "mobilenet_v3_small": {"type": "mobilenet_v3_small"},
+    "efficientnet_b0": {"type": "efficientnet_b0"},
+}
+MAIN = "resnet18, width 0.25"
+"""Whose ensemble and no-op are measured too."""
 CONNECTIONS = 32
 _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
@@ -225,6 +231,7 @@ def servers(runs: Path, model: list[Path], target: Path) -> dict[str, Side]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4, help="of one measurement")
     arguments = parser.parse_args()
@@ -234,21 +241,21 @@ def main() -> None:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         runs = Path(folder)
-        members = [make_run(runs / f"m{n}", ARCHITECTURES[NETWORK], n) for n in range(4)]
-        together = make_ensemble(runs / "four", members)
-        for name, target, folders in (
-            ("one model", members[0], members[:1]),
-            ("ensemble of four", together, members),
-        ):
-            results |= measure(runs, name, target, folders, arguments)
-    found = {"benchmark": "serve_http", "machine": machine(), "network": NETWORK}
+        for number, name in enumerate(arguments.networks):
+            count = 4 if name == MAIN else 1
+            members = [make_run(runs / f"n{number}m{n}", NETWORKS[name], n) for n in range(count)]
+            results |= measure(runs, name, members[0], members[:1], arguments)
+            if name == MAIN:
+                together = make_ensemble(runs / "four", members)
+                results |= measure(runs, f"ensemble of four {name}", together, members, arguments)
+    found = {"benchmark": "serve_http", "machine": machine()}
     print(json.dumps(found | {"results": results}, indent=2))
 
 
 def measure(
     runs: Path, name: str, target: Path, folders: list[Path], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """One target on every side; the no-op with the first."""
+    """One target on every side; the no-op with the main network."""
     sides = servers(runs, folders, target)
     if len(folders) > 1:
         sides = {key: sides[key] for key in ("orch", "orch, auto", "ray serve")}
@@ -267,7 +274,7 @@ def measure(
                 ),
                 arguments.rounds,
             )
-            if len(folders) == 1:
+            if name == MAIN:
                 found[f"no-op, {connections} connections"] = rounds_of(
                     everyone,
                     lambda side, c=connections: wrk(side, side.noop, c, arguments.seconds, None),  # type: ignore[misc]
