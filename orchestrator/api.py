@@ -30,8 +30,8 @@ from orchestrator.host import SingleWorker
 from orchestrator.local_host import InProcessHost
 from orchestrator.loop import StepInfo
 from orchestrator.parts import build_loader, steps_of, use_threads
-from orchestrator.pipeline import Listener, resources_of
-from orchestrator.pipeline import place as place_on
+from orchestrator.pipeline import Listener
+from orchestrator.placement import place, resources_of
 from orchestrator.plan.memory_plan import MemoryPlanner
 from orchestrator.plan.report import MemoryReport, report
 from orchestrator.plan.shortages import shortages
@@ -95,7 +95,7 @@ def train(
         return _train_here(config, root, resume, on_step)
     check_folder(config, root, resume)
     with _ray(config, address, root) as host:
-        placed = place_on(config, host, sweep=False)
+        placed = place(config, host, sweep=False)
         # Checked above; a worker that dies is started again and must find its own checkpoints.
         arguments = {"config": placed, "root": root, "resume": None}
         pending = host.submit(train_to_end, arguments, resources_of(placed))

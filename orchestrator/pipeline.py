@@ -6,7 +6,6 @@ so a pipeline that was killed goes on where it was.
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,13 +18,21 @@ from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.load import derive, dump_yaml, load_config
 from orchestrator.config.user_code import named_modules
 from orchestrator.ensemble.build import build_ensemble
-from orchestrator.errors import OrchError, TrialError
+from orchestrator.errors import TrialError
 from orchestrator.files import write_json
-from orchestrator.host import Host, Pending, Resources, TrialJob
+from orchestrator.host import Host, Pending, TrialJob
+from orchestrator.placement import place, resources_of
 from orchestrator.predict import predict_run
 from orchestrator.run_folder.code import keep_code
 from orchestrator.run_folder.ensemble_file import read_ensemble
-from orchestrator.run_folder.opening import OpenedRun, another_configuration, open_run
+from orchestrator.run_folder.environment import describe_environment
+from orchestrator.run_folder.opening import (
+    OpenedRun,
+    another_configuration,
+    note_environment,
+    open_run,
+    other_data,
+)
 from orchestrator.run_folder.paths import RunPaths, Target
 from orchestrator.run_folder.status import Status, StatusFile
 from orchestrator.seeding import TRIAL
@@ -124,56 +131,6 @@ def _noting_the_end(opened: OpenedRun) -> Iterator[None]:
     opened.status.finish("done", "every stage is done")
 
 
-def place(config: ExperimentConfig, host: Host, *, sweep: bool) -> ExperimentConfig:
-    """The file with `auto` cores and GPUs replaced by what the host has for each worker.
-
-    Raises:
-        ResourceError: if the host can't hold even one run.
-    """
-    scale = config.scale
-    gpus = scale.gpus
-    if gpus == "auto":
-        gpus = 1.0 if _room(host, Resources(1, 1, 1)) else 0.0
-    cpus = scale.cpus
-    if cpus == "auto":
-        cores = host.capacity(Resources(1, 1, 0))
-        # A GPU's worker gets its share of the cores. Small models train faster as many
-        # one-core trials than as one trial on many cores.
-        sharers = host.capacity(Resources(1, 1, gpus)) if gpus else scale.workers
-        most = 1 if sweep and not gpus else cores // max(sharers, 1)
-        cpus = _cores_of_a_node(host, sharers, gpus, most)
-    placed = derive(config, {"scale.cpus": cpus, "scale.gpus": gpus})
-    host.capacity(resources_of(placed))
-    return placed
-
-
-def resources_of(config: ExperimentConfig) -> Resources:
-    """What one run of a placed file needs."""
-    scale = config.scale
-    assert scale.cpus != "auto" and scale.gpus != "auto"
-    return Resources(scale.workers, scale.cpus, scale.gpus)
-
-
-def _cores_of_a_node(host: Host, workers: int, gpus: float, most: int) -> int:
-    """The most cores, at least one, that the host can give to each of so many workers.
-
-    A worker's cores are all on one node, so its share of all nodes' cores may be too many.
-    """
-
-    def too_many(cpus: int) -> bool:
-        return _room(host, Resources(1, cpus, gpus)) < workers
-
-    # The more cores for each, the fewer find a place: the first number that fails, halving.
-    return max(1, bisect.bisect_left(range(1, most + 1), True, key=too_many))
-
-
-def _room(host: Host, resources: Resources) -> int:
-    try:
-        return host.capacity(resources)
-    except OrchError:
-        return 0
-
-
 class _Pipeline:
     """One pass through the stages; each method is a stage."""
 
@@ -210,9 +167,19 @@ class _Pipeline:
     # --- stages ----------------------------------------------------------------------------
 
     def _prepare(self) -> Prepared:
-        """Reads the data and resolves `auto`, once for all trials."""
+        """Reads the data and resolves `auto`, once for all trials.
+
+        Raises:
+            RunFolderError: if the sweep was begun with other data: what the search knows of its
+                trials, and whom an ensemble is made of, goes by these.
+        """
         self._say("prepare", False, "reading the data, measuring what is fastest here")
         prepared: Prepared = self._submit(prepare_sweep, {"config": self._config}).result()
+        digests = prepared.data_digest, prepared.split_digest
+        if refusal := other_data(self._paths, "sweep", *digests):
+            raise refusal
+        seeds = {"seed": self._config.seed, "split": self._config.data.split.seed}
+        note_environment(self._opened, describe_environment(seeds, *digests))
         self._config = prepared.config
         self._opened.reconfigure(config_digest(prepared.config), dump_yaml(prepared.config))
         for note in prepared.notes:

@@ -17,7 +17,6 @@ from orchestrator.config.plugins import load_plugins
 from orchestrator.config.user_code import named_modules
 from orchestrator.errors import OrchError, OutOfMemoryError, RunFolderError
 from orchestrator.evaluate import evaluate
-from orchestrator.files import read_json, write_json
 from orchestrator.finish import RunResult, finish
 from orchestrator.hooks import EarlyStopping, Every, Interrupt, KeepBest, Log
 from orchestrator.host import SingleWorker, Worker
@@ -28,12 +27,14 @@ from orchestrator.parts import Parts, prepare, steps_of, use_threads
 from orchestrator.run_folder.checkpoint import CheckpointStore
 from orchestrator.run_folder.checkpoint_group import save_together
 from orchestrator.run_folder.code import keep_code
-from orchestrator.run_folder.environment import (
-    data_changes,
-    describe_environment,
-    environment_changes,
+from orchestrator.run_folder.environment import describe_environment
+from orchestrator.run_folder.opening import (
+    OpenedRun,
+    another_configuration,
+    note_environment,
+    open_run,
+    other_data,
 )
-from orchestrator.run_folder.opening import OpenedRun, another_configuration, open_run
 from orchestrator.run_folder.paths import RunPaths
 from orchestrator.run_folder.records import drop_after
 from orchestrator.run_folder.status import Best
@@ -83,7 +84,7 @@ def run(
                 opened.events.record("auto", str(one), **vars(one))
             if parts.weights and not existed:
                 opened.events.record("weights", parts.weights)
-            _describe(paths, parts, opened)
+            _describe(parts, opened)
             for name in keep_code(paths, named_modules(parts.config)):
                 opened.events.record("environment", f"changed since the run began: {name}")
         while True:
@@ -212,29 +213,19 @@ def _open(paths: RunPaths, config: ExperimentConfig, resume: bool) -> OpenedRun:
 
 
 def _other_data(paths: RunPaths, parts: Parts, opened: OpenedRun | None) -> RunFolderError | None:
-    """What to raise where a run was begun with other data. Their paths may well be the same."""
-    if opened is None or not opened.resumed or not paths.env.exists():
+    """What to raise where a run was begun with other data."""
+    if opened is None or not opened.resumed:
         return None
     info = parts.loader.info
-    changes = data_changes(read_json(paths.env), info.digest, info.split_digest)
-    if not changes:
-        return None
-    return RunFolderError(
-        f"the data changed since the run in {paths.root} began; choose name=… for a new run, or "
-        "bring the data back and add --resume:\n  " + "\n  ".join(changes)
-    )
+    return other_data(paths, "run", info.digest, info.split_digest)
 
 
-def _describe(paths: RunPaths, parts: Parts, opened: OpenedRun) -> None:
-    """Writes `env.json`; a resumed run notes what is no longer as it was."""
+def _describe(parts: Parts, opened: OpenedRun) -> None:
     info, config = parts.loader.info, parts.config
     seeds = {"seed": config.seed, "split": config.data.split.seed}
     content = describe_environment(seeds, info.digest, info.split_digest)
     content["hardware"]["threads"] = torch.get_num_threads()
-    if opened.resumed and paths.env.exists():
-        for change in environment_changes(read_json(paths.env), content):
-            opened.events.record("environment", f"changed since the run began: {change}")
-    write_json(paths.env, content)
+    note_environment(opened, content)
 
 
 # --- training ------------------------------------------------------------------------------

@@ -121,6 +121,7 @@ class Prepared:
     Attributes:
         config: with every `auto` resolved.
         sizes: samples of each split.
+        data_digest, split_digest: of the samples, and of which of them went where.
         notes: sentences for people.
     """
 
@@ -128,6 +129,8 @@ class Prepared:
     steps_per_epoch: int
     total_steps: int
     sizes: Mapping[str, int]
+    data_digest: str
+    split_digest: str
     notes: tuple[str, ...]
 
 
@@ -209,4 +212,12 @@ def prepare_sweep(*, worker: Worker, config: ExperimentConfig) -> Prepared:
     per_epoch = loader.steps_per_epoch
     info = loader.info
     loader.close()
-    return Prepared(config, per_epoch, steps_of(config, per_epoch), dict(info.sizes), tuple(notes))
+    return Prepared(
+        config,
+        per_epoch,
+        steps_of(config, per_epoch),
+        dict(info.sizes),
+        info.digest,
+        info.split_digest,
+        tuple(notes),
+    )

@@ -34,6 +34,7 @@ ORDER = [
         "finish",
         "predict",
         "stages",
+        "placement",
         "local_host",
     ],
     ["sweep", "ensemble"],

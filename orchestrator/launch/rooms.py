@@ -11,7 +11,7 @@ from orchestrator.config.user_code import named_modules
 from orchestrator.errors import ResourceError
 from orchestrator.launch.cluster import check_resources, start_or_attach
 from orchestrator.launch.nodes import every_node
-from orchestrator.pipeline import resources_of
+from orchestrator.placement import resources_of
 from orchestrator.plan.machine import Room, room_for
 
 

@@ -51,8 +51,8 @@ def environment_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> 
 def data_changes(before: Mapping[str, Any], data_digest: str, split_digest: str) -> list[str]:
     """What differs between an environment's data and these, one line each.
 
-    A run can't go on with other data: they are split anew, and what the model was trained on may
-    be among what it is judged by. What `before` does not tell counts as unchanged.
+    Nothing can go on with other data: they are split anew, and what a model was trained on may be
+    among what it is judged by. What `before` does not tell counts as unchanged.
     """
     old, new = before.get("data") or {}, _data(data_digest, split_digest)
     return [

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.load import config_from_mapping, load_config
 from orchestrator.config.yaml import parse_yaml
 from orchestrator.errors import ConfigError, RunFolderError
-from orchestrator.files import write_text
+from orchestrator.files import read_json, write_json, write_text
+from orchestrator.run_folder.environment import data_changes, environment_changes
 from orchestrator.run_folder.lease import Lease, lease_holder
 from orchestrator.run_folder.paths import RunPaths
 from orchestrator.run_folder.records import EventLog
@@ -187,6 +188,37 @@ def another_configuration(
             ]
         )
     )
+
+
+def other_data(
+    paths: RunPaths, kind: Literal["run", "sweep"], data_digest: str, split_digest: str
+) -> RunFolderError | None:
+    """The refusal of a folder that was begun with other data; None if they are the same.
+
+    Their paths, and so the configuration, may well be as they were.
+    """
+    if not paths.env.exists():
+        return None
+    changes = data_changes(read_json(paths.env), data_digest, split_digest)
+    if not changes:
+        return None
+    return RunFolderError(
+        f"the data changed since the {kind} in {paths.root} began; choose name=… for a new {kind}, "
+        "or bring the data back and add --resume:\n  " + "\n  ".join(changes)
+    )
+
+
+def note_environment(opened: OpenedRun, content: dict[str, Any]) -> None:
+    """Writes `env.json`; a resumed run or sweep notes what is no longer as it was.
+
+    Args:
+        content: as `describe_environment` gives it.
+    """
+    path = opened.paths.env
+    if opened.resumed and path.exists():
+        for change in environment_changes(read_json(path), content):
+            opened.events.record("environment", f"changed since the run began: {change}")
+    write_json(path, content)
 
 
 def _differences(paths: RunPaths, asked: _Request) -> list[str]:

@@ -10,9 +10,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from orchestrator.config.digest import config_digest, digest_difference
 from orchestrator.config.load import config_from_mapping, dump_yaml, load_config
@@ -28,6 +26,7 @@ from orchestrator.run_folder.paths import RunPaths
 from orchestrator.run_folder.records import read_lines
 from orchestrator.run_folder.status import Best, Status
 from tests.groups import in_group
+from tests.images import draw
 
 
 @pytest.fixture
@@ -258,16 +257,6 @@ def train(worker, config, root, resume=False, steps=4):
     for info in run(config, worker=worker, root=root, resume=resume):
         if info.step == steps < 4:
             return
-
-
-def draw(folder, start, count):
-    """Grey images of two classes."""
-    random = np.random.default_rng(start)
-    for name in ("cat", "dog"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for number in range(start, start + count):
-            image = Image.fromarray(random.integers(0, 256, (8, 8), np.uint8))
-            image.save(folder / name / f"{number}.png")
 
 
 def resume_with_other_data(worker, folder):

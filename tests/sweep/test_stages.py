@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from orchestrator.config.digest import config_digest
 from orchestrator.config.load import config_from_mapping, dump_yaml, load_config
+from orchestrator.data import memory
 from orchestrator.errors import ResourceError, RunFolderError
+from orchestrator.files import read_json
 from orchestrator.host import SingleWorker
 from orchestrator.local_host import InProcessHost
 from orchestrator.parts import build_loader
-from orchestrator.pipeline import place, sweep
+from orchestrator.pipeline import sweep
+from orchestrator.placement import place
 from orchestrator.run_folder.opening import open_run
 from orchestrator.run_folder.paths import RunPaths
 from orchestrator.run_folder.status import Status
 from orchestrator.stages import prepare_sweep
+from tests.images import draw
 
 FILE = {
     "name": "digits",
@@ -196,6 +202,40 @@ def test_what_made_no_result_yet_may_change(begun):
     with pytest.raises(KeyboardInterrupt):
         sweep(changed, host=Ends(), root=begun.root, resume=True)
     assert load_config(begun.config).ensemble.size == 5
+
+
+def test_a_search_does_not_go_on_with_other_data(tmp_path, monkeypatch):
+    class Anew(InProcessHost):
+        """A process that knows no data yet."""
+
+        def submit(self, call, arguments, resources):
+            memory._memory.clear()
+            return super().submit(call, arguments, resources)
+
+    class Ends(Anew):
+        def run_trials(self, trials, resources, concurrency):
+            raise KeyboardInterrupt
+
+    monkeypatch.setenv("ORCH_CACHE", str(tmp_path / "cache"))
+    paths, images = RunPaths(tmp_path / "sweep"), tmp_path / "images"
+    draw(images, 0, 12)
+    source = {"type": "image_folder", "path": str(images), "size": 8, "channels": 1}
+    config = config_of(f"data.source={json.dumps(source)}", "data.split={val: 0.25, select: 0.25}")
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config, host=Ends(), root=paths.root)
+    assert read_json(paths.env)["seeds"] == {"seed": config.seed, "split": config.data.split.seed}
+    before = paths.env.read_bytes(), paths.config.read_bytes()
+    draw(images, 12, 3)
+    other = r"data changed since the sweep .*\n  data\.digest: .*\n  data\.split_digest: "
+    with pytest.raises(RunFolderError, match=other):
+        sweep(config, host=Anew(), root=paths.root, resume=True)
+    assert (paths.env.read_bytes(), paths.config.read_bytes()) == before
+    assert not paths.trials.exists(), "a trial was begun"
+    for folder in ("cat", "dog"):
+        for number in range(12, 15):
+            (images / folder / f"{number}.png").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config, host=Ends(), root=paths.root, resume=True)
 
 
 def test_trials_and_students_with_other_batches_cut_their_own(tmp_path):
