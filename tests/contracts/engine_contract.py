@@ -22,19 +22,8 @@ from orchestrator.data.text.tokenizer import PAD
 from orchestrator.engine.pipeline_worker import reader
 from orchestrator.engine.shared import autocast
 from orchestrator.host import SingleWorker, Worker
-from tests.contracts.engine_cases import (
-    CASES,
-    CLIP,
-    LR,
-    SAMPLES,
-    Lab,
-    Net,
-    RidgeNet,
-    Setting,
-    TokenNet,
-    batches,
-    texts,
-)
+from tests.contracts.engine_cases import CASES, Lab, Setting
+from tests.contracts.nets import CLIP, LR, SAMPLES, Net, RidgeNet, TokenNet, batches, texts
 from tests.groups import freeze, in_group
 
 FP32 = Setting("fp32", "contiguous")
