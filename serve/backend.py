@@ -170,5 +170,12 @@ class NoAnswerError(Exception):
         return type(self), (self.message, self.status)
 
 
+class OverdueError(NoAnswerError):
+    """The time ran out that the request itself set: nobody's failure but the clock's."""
+
+    def __init__(self, message: str, status: int = 504) -> None:
+        super().__init__(message, status)
+
+
 class ReplicaLostError(Exception):
     """The replica that computed a batch is gone; what it had can be asked again."""

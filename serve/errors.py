@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from orchestrator.errors import UserError
+
+E = TypeVar("E", bound=BaseException)
 
 
 class RequestError(UserError):
@@ -31,3 +34,12 @@ class RequestError(UserError):
 def retry_headers(status: int) -> dict[str, str]:
     """What tells clients to come back, for statuses after which another attempt may succeed."""
     return {"Retry-After": "1"} if status in (429, 503) else {}
+
+
+def without_frames(error: E) -> E:
+    """The same error, without the frames that it passed through and what they hold.
+
+    For one that is kept: what was sent and decoded stays in memory as long as they do.
+    """
+    error.__context__ = None
+    return error.with_traceback(None)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from orchestrator.data.pixels import to_pixels
-from orchestrator.serve.errors import RequestError
+from orchestrator.serve.errors import RequestError, without_frames
 
 FORMATS = ("PNG", "JPEG")
 _SCANS = 64
@@ -112,9 +112,12 @@ class Decoder:
     async def decode(self, data: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         """See `decode`."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._threads, decode, data, shape, self.limits, self._large
-        )
+        try:
+            return await loop.run_in_executor(
+                self._threads, decode, data, shape, self.limits, self._large
+            )
+        except RequestError as error:
+            raise without_frames(error) from None
 
 
 class _SlowError(Exception):

@@ -261,7 +261,7 @@ class Operator:
         return replace(entry, state=judge.state(), learns=True)
 
     def _event(self, name: str, message: str) -> Event:
-        _LOG.warning("%s: %s", name, message)
+        _LOG.info("%s: %s", name, message)
         return Event(round(time.time(), 3), name, message)
 
     async def _publish(self, changes: Mapping[str, ModelEntry | None], *events: Event) -> None:

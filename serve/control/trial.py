@@ -11,11 +11,15 @@ from scipy.special import betaincinv
 
 _WIDTH = math.log(1.02)
 """A bucket of seconds spans 2 %: quantiles are right to that (DDSketch, Masson et al. 2019)."""
+_NEVER = 10**6
+"""The bucket of what was given up: longer than any answer took."""
 _TAIL = 0.05
 
 
 class Evidence:
     """How one version's requests went: how many failed, and how long the others took.
+
+    One that was given up at its own deadline did not fail, but took longer than any answer.
 
     Args:
         failed: requests without an answer.
@@ -40,7 +44,7 @@ class Evidence:
         if failed:
             self.failed += 1
         else:
-            self._seconds[math.ceil(math.log(max(seconds, 1e-6)) / _WIDTH)] += 1
+            self._seconds[_bucket(max(seconds, 1e-6))] += 1
 
     def joined(self, other: Evidence) -> Evidence:
         """Both together."""
@@ -52,12 +56,12 @@ class Evidence:
         for bucket in sorted(self._seconds):
             seen += self._seconds[bucket]
             if seen >= rank:
-                return math.exp(bucket * _WIDTH)
+                return math.inf if bucket == _NEVER else math.exp(bucket * _WIDTH)
         raise ValueError(f"1 <= rank <= {self.answered} must hold, but got {rank}")
 
     def slower(self, seconds: float) -> int:
         """Answers that took longer; those within 2 % of it do not count."""
-        edge = math.ceil(math.log(seconds) / _WIDTH - 1e-9)
+        edge = _bucket(seconds)
         return sum(count for bucket, count in self._seconds.items() if bucket > edge)
 
     def to_json(self) -> dict[str, Any]:
@@ -69,6 +73,10 @@ class Evidence:
         """What `to_json` gave; of nothing, no evidence."""
         pairs = content.get("seconds", ())
         return cls(int(content.get("failed", 0)), {int(k): int(n) for k, n in pairs})
+
+
+def _bucket(seconds: float) -> int:
+    return _NEVER if math.isinf(seconds) else math.ceil(math.log(seconds) / _WIDTH - 1e-9)
 
 
 def harm(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.serve.errors import RequestError
+from orchestrator.serve.errors import RequestError, without_frames
 from orchestrator.serve.guards.refusals import refuse
 from orchestrator.serve.guards.sweeping import Sweeper
 
@@ -65,6 +65,8 @@ class BodyGuard:
         finally:
             self._coming.discard(body)
             self._limits.held -= body.held
+            if body.refusal is not None:
+                without_frames(body.refusal)
         if body.refusal is not None and not body.answered:
             await refuse(body.refusal)(scope, receive, send)
 

@@ -16,7 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.config.serving import ServeConfig
-from orchestrator.serve.backend import Answer, Computed, Inputs, NoAnswerError, ReplicaLostError
+from orchestrator.serve.backend import (
+    Answer,
+    Computed,
+    Inputs,
+    NoAnswerError,
+    OverdueError,
+    ReplicaLostError,
+)
+from orchestrator.serve.errors import without_frames
 from orchestrator.serve.traffic.pace import EvenPace, FixedPace
 from orchestrator.serve.traffic.pool import Pool
 
@@ -25,6 +33,8 @@ ATTEMPTS = 3
 """How often a request is computed when replicas end under it: a forward pass has no side effect."""
 _PAUSE = 0.2
 """Seconds before the next attempt."""
+_TICK = 0.002
+"""Seconds by which event loops are early: uvloop counts whole milliseconds."""
 _ALIKE = 2.0
 """Deadlines in one batch differ at most so many times: who is in a hurry hurries all of it."""
 
@@ -104,8 +114,9 @@ class Batcher:
             due: when it must be there, on `time.monotonic`'s clock.
 
         Raises:
-            NoAnswerError: if too many wait (429), time ran out (504), replicas ended under every
-                attempt (503), or the model failed (500).
+            OverdueError: if it was not there when it was due.
+            NoAnswerError: if too many wait (429), the model took too long (504), replicas ended
+                under every attempt (503), or the model failed (500).
         """
         if self.waiting + len(inputs) > self._limits.waiting and self._queue:
             raise NoAnswerError(
@@ -126,6 +137,8 @@ class Batcher:
         finally:
             if alarm is not None:
                 alarm.cancel()
+            # It holds an error that holds this frame, and with it all that was sent.
+            del one
 
     def _forget(self, one: _Waiting) -> bool:
         """Frees the place of a request, unless it is computed already; whether it waited."""
@@ -207,9 +220,10 @@ class Batcher:
         return batch
 
     async def _compute(self, batch: list[_Waiting]) -> None:
-        start = time.monotonic()
         size = sum(one.size for one in batch)
         try:
+            await self.pool.available()
+            start = time.monotonic()
             answers = await self._answers(batch)
         except ReplicaLostError as error:
             await self._again(batch, error)
@@ -227,26 +241,39 @@ class Batcher:
             if one.answer.done():
                 continue
             if isinstance(answer, NoAnswerError):
-                one.answer.set_exception(answer)
+                self._refuse(one, answer)
                 continue
             card = self.pool.card
             waited = start - one.arrived
             found = Answer(answer, card.version, waited, taken, size, card.members)
             one.answer.set_result(found)
 
+    def _refuse(self, one: _Waiting, error: NoAnswerError) -> None:
+        """Tells why there is no answer, unless it was for lack of another request's time.
+
+        A batch is given as long as the first of its requests has, so others may have time left.
+        """
+        early = one.due is not None and one.due - time.monotonic() > _TICK
+        if isinstance(error, OverdueError) and early:
+            one.attempts += 1
+            if one.attempts < ATTEMPTS:
+                self._queue.appendleft(one)
+                self.waiting += one.size
+                return
+        one.answer.set_exception(error)
+
     async def _answers(self, batch: list[_Waiting]) -> Sequence[Computed | NoAnswerError]:
         """What the replicas say, or why they say nothing; a `ReplicaLostError` passes."""
         dues = [one.due for one in batch if one.due is not None]
         inputs = [one.inputs for one in batch]
         try:
-            await self.pool.available()
             async with asyncio.timeout(self._limits.compute_seconds):
                 left = min(dues) - time.monotonic() if dues else None
-                return await self.pool.compute(inputs, left)
+                return [_overdue(one) for one in await self.pool.compute(inputs, left)]
         except ReplicaLostError:
             raise
         except NoAnswerError as told:
-            error = told
+            error = without_frames(told)
         except TimeoutError:
             seconds = self._limits.compute_seconds
             error = NoAnswerError(f"the model took more than {seconds:g} seconds", status=504)
@@ -269,5 +296,11 @@ class Batcher:
 
 def _give_up(one: _Waiting) -> None:
     if not one.answer.done():
-        error = NoAnswerError("the deadline passed before there was an answer", status=504)
-        one.answer.set_exception(error)
+        one.answer.set_exception(OverdueError("the deadline passed before there was an answer"))
+
+
+def _overdue(answer: Computed | NoAnswerError) -> Computed | NoAnswerError:
+    """A replica's answer, or why there is none; its 504 means the time that it was given."""
+    if isinstance(answer, NoAnswerError) and answer.status == 504:
+        return OverdueError(answer.message)
+    return answer

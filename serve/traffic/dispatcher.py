@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from orchestrator.serve.backend import Answer, Ask, Heat, Inputs, NoAnswerError, Pixels, Seen
+from orchestrator.serve.backend import (
+    Answer,
+    Ask,
+    Heat,
+    Inputs,
+    NoAnswerError,
+    OverdueError,
+    Pixels,
+    Seen,
+)
 from orchestrator.serve.cards import ModelCard
 from orchestrator.serve.traffic.batcher import Batcher, QueueLimits
 from orchestrator.serve.traffic.pool import OneBatch, Pool
@@ -110,7 +120,7 @@ class Dispatcher:
         ask: Ask,
         shadow: bool = False,
     ) -> Answer:
-        start, failed, judged = time.monotonic(), True, not ask.version
+        start, failed, judged, overdue = time.monotonic(), True, not ask.version, False
         version = queue.pool.card.version
         answer: Answer | None = None
         try:
@@ -121,13 +131,15 @@ class Dispatcher:
             raise
         except NoAnswerError as error:
             full = error.status == 429
-            failed = not full and not _of_its_own(error, ask.deadline)
+            overdue = isinstance(error, OverdueError)
+            failed = not full and not overdue
             judged = judged and not full  # how long it took says nothing
             raise
         finally:
             # What a client asks a version for by name is not the traffic that it is judged by.
             if judged:
-                self._observe(name, Outcome(version, failed, time.monotonic() - start, shadow))
+                seconds = math.inf if overdue else time.monotonic() - start
+                self._observe(name, Outcome(version, failed, seconds, shadow))
             for see in self._watchers:
                 see(Seen(name, version, inputs, answer, failed, start, shadow, ask.trace))
         return answer
@@ -181,8 +193,3 @@ class Dispatcher:
                 return all(await asyncio.gather(*(queue.pool.ready() for queue in queues)))
         except TimeoutError:
             return False
-
-
-def _of_its_own(error: NoAnswerError, deadline: float | None) -> bool:
-    """Whether the time ran out that the request itself set."""
-    return error.status == 504 and deadline is not None and time.monotonic() >= deadline

@@ -14,7 +14,8 @@ class Outcome:
     Attributes:
         version: who was asked.
         failed: whether the model, not the client, was at fault.
-        seconds: from the request's arrival in the queue to its answer.
+        seconds: from the request's arrival in the queue to its answer; infinite for one whose own
+            deadline came first.
         shadow: whether nobody waited for it.
     """
 

@@ -72,7 +72,7 @@ class Connection:
         self, requests: Sequence[Inputs], seconds: float | None
     ) -> list[Computed | NoAnswerError]:
         """One batch; see `Pool.compute`."""
-        if self._task.done():
+        if self._task.done() or self._writer.is_closing():
             raise ReplicaLostError("the replica has ended")
         number = next(self._numbers)
         answer: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()

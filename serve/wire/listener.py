@@ -24,6 +24,8 @@ from orchestrator.serve.wire.frames import (
 from orchestrator.serve.wire.place import Place
 
 _LOG = logging.getLogger(__name__)
+_GONE = (OSError, RuntimeError)
+"""What writing to a connection that is lost raises: RuntimeError is uvloop's."""
 _GREETING_SECONDS = 5.0
 """Within which whoever connects has to say the secret."""
 _STRANGERS = 4096
@@ -74,7 +76,8 @@ class Listener:
         if self._server is not None:
             self._server.close()
         for writer in self._connections:
-            writer.write(write_frame({"leaves": True}))
+            with contextlib.suppress(*_GONE):
+                writer.write(write_frame({"leaves": True}))
         while self._under_way:
             await asyncio.wait(self._under_way)
         for writer in [*self._connections]:
@@ -114,6 +117,6 @@ class Listener:
         except Exception as error:
             _LOG.exception("a batch could not be answered")
             answer = write_frame({"number": number, "failed": type(error).__name__})
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*_GONE):
             writer.write(answer)
             await writer.drain()

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
-from collections.abc import Callable, Coroutine
+import weakref
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from orchestrator.serve.backend import Answer, NoAnswerError, ReplicaLostError
+from orchestrator.serve.backend import (
+    Answer,
+    Computed,
+    Inputs,
+    NoAnswerError,
+    OverdueError,
+    ReplicaLostError,
+)
 from orchestrator.serve.traffic.batcher import ATTEMPTS, Batcher, QueueLimits
 from orchestrator.serve.traffic.pace import EvenPace
 from tests.serve.replicas import Replicas, settle, until
@@ -187,6 +196,65 @@ def test_one_in_a_hurry_hurries_nobody_else():
         assert batcher.waiting == 0
 
     queued(story, QueueLimits(wait_seconds=0.0))
+
+
+def test_who_has_time_left_is_computed_again_when_another_s_time_is_up():
+    """An ensemble is given as long as the first of its batch has."""
+
+    class Late(Replicas):
+        async def compute(
+            self, requests: Sequence[Inputs], seconds: float | None
+        ) -> list[Computed | NoAnswerError]:
+            found = await super().compute(requests, seconds)
+            late = NoAnswerError("the deadline came when 0 of the 2 members were done", status=504)
+            return [late for _ in requests] if len(self.sizes) == 5 else found
+
+    async def story() -> None:
+        replicas = Late()
+        batcher = Batcher(replicas, QueueLimits(wait_seconds=0.0))
+        clients = Clients(batcher)
+        await clients.ask(1, 1, 1, 1)
+        await clients.ask(1, seconds=1)
+        await clients.ask(1, seconds=1.7)
+        replicas.finish(0)
+        await until(lambda: replicas.sizes == [1, 1, 1, 1, 2])
+        await asyncio.sleep(1)
+        replicas.finish(4)
+        with pytest.raises(OverdueError, match="0 of the 2 members"):
+            await clients.answers[4]
+        await until(lambda: replicas.sizes[5:] == [1])
+        replicas.finish(5)
+        assert (await clients.answers[5]).batch == 1
+
+    asyncio.run(story())
+
+
+def test_no_answer_keeps_nothing_of_what_was_asked():
+    """Not even until the garbage collector comes: it may be long, and images are large."""
+
+    async def story(replicas: Replicas, batcher: Batcher, clients: Clients) -> None:
+        async def ask(seconds: float | None) -> weakref.ref[Any]:
+            inputs = np.zeros((1, 1, 1, 1), np.uint8)
+            due = None if seconds is None else time.monotonic() + seconds
+            with pytest.raises(NoAnswerError):
+                await batcher.ask(inputs, due)
+            return weakref.ref(inputs)
+
+        failing = asyncio.ensure_future(ask(None))
+        await settle()
+        replicas.finish(0, NoAnswerError("the model failed"))
+        refused = [await failing]
+        replicas._done.clear()  # which has the error
+        await clients.ask(1, 1, 1, 1)
+        refused.append(await ask(0.02))
+        await settle()
+        assert [one() for one in refused] == [None, None]
+
+    gc.disable()
+    try:
+        queued(story)
+    finally:
+        gc.enable()
 
 
 def test_a_deadline_ends_the_wait_for_room_and_for_a_forward_pass_that_hangs():

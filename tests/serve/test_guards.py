@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -58,7 +59,9 @@ def test_a_proxy_s_own_line_is_believed_and_not_its_client_s():
     assert address_of({"client": ("127.0.0.1", 5), "headers": headers}) == "10.0.0.1"
 
 
-def through(guard: Any, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def through(
+    guard: Any, messages: list[dict[str, Any]], scope: dict[str, Any] = HEAD
+) -> list[dict[str, Any]]:
     """What a guard sends for these messages of a client; then nothing more comes."""
     sent: list[dict[str, Any]] = []
 
@@ -71,7 +74,7 @@ def through(guard: Any, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    asyncio.run(guard(dict(HEAD), receive, send))
+    asyncio.run(guard(dict(scope), receive, send))
     return sent
 
 
@@ -97,6 +100,19 @@ def test_bodies_are_released_however_they_end():
     limits.seconds = 0.05
     assert through(BodyGuard(echo, limits), [piece(60, True)])[0]["status"] == 408
     assert limits.held == 0
+
+
+def test_nothing_is_kept_of_a_body_that_was_refused():
+    gc.disable()
+    try:
+        guard = BodyGuard(echo, BodyLimits(bytes=100, seconds=30))
+        large = through(guard, [piece(101, False)])
+        packed = HEAD | {"headers": [(b"content-encoding", b"gzip")]}
+        broken = through(guard, [piece(10, False)], packed)
+        assert [large[0]["status"], broken[0]["status"]] == [413, 400]
+        assert not [one for one in gc.get_objects() if type(one).__name__ == "_Body"]
+    finally:
+        gc.enable()
 
 
 def test_bodies_share_a_room():

@@ -96,6 +96,19 @@ def test_harm(canary, why):
     assert (why in found) if why else (found == "")
 
 
+def test_what_was_given_up_took_longer_than_any_answer():
+    """A canary that hangs fails nothing where clients set deadlines of their own."""
+    hangs = Evidence()
+    for _ in range(200):
+        hangs.add(False, math.inf)
+    assert "200 of 200 answers took more" in harm(hangs, evidence(2000), 0.01, 1.5, 0.05)
+    again = Evidence.from_json(json.loads(json.dumps(hangs.to_json())))
+    assert (again.answers, again.quantile(1), again.slower(1e9)) == (200, math.inf, 200)
+    # Where the stable version is as slow, there is nothing to compare.
+    assert harm(evidence(200), hangs, 0.01, 1.5, 0.05) == ""
+    assert harm(hangs, hangs, 0.01, 1.5, 0.05) == ""
+
+
 def test_one_bad_answer_is_no_early_alarm():
     stable = evidence(2000)
     assert harm(evidence(1, failed=1), stable, 0.01, 1.5, 0.001) == ""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import traceback
 import zlib
 
 import numpy as np
@@ -148,6 +149,21 @@ def test_a_file_cut_short_is_refused(kind, share):
     data = encode(Image.fromarray(noise), kind)
     with pytest.raises(RequestError, match=r"cut short|no PNG or JPEG"):
         decode(data[: int(len(data) * share)], RGB)
+
+
+def test_nothing_is_kept_of_an_image_that_was_refused():
+    """A form may hold many, and the reason of each is kept until all are answered."""
+    noise = np.random.default_rng(4).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(noise), "JPEG")
+
+    async def refused() -> RequestError:
+        with pytest.raises(RequestError, match="cut short") as caught:
+            await Decoder(ImageLimits()).decode(data[: len(data) // 2], RGB)
+        return caught.value
+
+    error = asyncio.run(refused())
+    frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    assert frames == ["refused", "decode"] and error.__context__ is None
 
 
 def test_a_flipped_byte_in_a_png_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -271,6 +272,32 @@ def test_strangers_are_shown_the_door(secret, monkeypatch):
         await task
 
     asyncio.run(run())
+
+
+def test_a_gateway_that_is_gone_before_its_answer_is_no_failure(caplog):
+    async def run() -> None:
+        echo = Echo()
+        echo.may.clear()
+        listener = Listener(echo, "127.0.0.1")
+        task = asyncio.ensure_future(listener.run())
+        await asyncio.sleep(0)
+        pool = WirePool(STARTED)
+        pool.meet([listener.place])
+        await until(lambda: pool.capacity == 2)
+        asked = asyncio.ensure_future(computed(pool, ones(1), None))
+        await until(lambda: echo.batches == 1)
+        await pool.close()
+        with pytest.raises(ReplicaLostError):
+            await asked
+        await until(lambda: not listener._connections)
+        echo.may.set()
+        await until(lambda: not listener.under_way)
+        await listener.leave()
+        await task
+        gc.collect()
+
+    asyncio.run(run())
+    assert not caplog.records
 
 
 REPLICA = """
