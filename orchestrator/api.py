@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from orchestrator.data.types import DataInfo
 from orchestrator.ensemble.build import build_ensemble
 from orchestrator.errors import ConfigError, RunFolderError, UserError
 from orchestrator.finish import RunResult
-from orchestrator.host import SingleWorker
+from orchestrator.host import Pending, SingleWorker
 from orchestrator.local_host import InProcessHost
 from orchestrator.loop import StepInfo
 from orchestrator.parts import build_loader, steps_of, use_threads
@@ -42,6 +43,7 @@ from orchestrator.run_folder.model_file import ModelSpec, read_spec
 from orchestrator.run_folder.model_file import load_model as load_model_file
 from orchestrator.run_folder.opening import place_run
 from orchestrator.run_folder.paths import RunPaths, resolve_target
+from orchestrator.run_folder.status import Status
 from orchestrator.serve.targets import find_one
 from orchestrator.stages import describe_network, train_to_end
 from orchestrator.table import Line, Table, ensemble_line, run_line
@@ -66,6 +68,8 @@ __all__ = [
 ]
 
 RUNS = Path("runs")
+FOLLOW_S = 0.5
+"""Seconds between two looks at a run in other processes."""
 
 
 def train(
@@ -76,6 +80,7 @@ def train(
     resume: bool = False,
     config_path: Path | None = None,
     on_step: Callable[[StepInfo], None] = lambda info: None,
+    on_status: Callable[[Status], None] = lambda status: None,
 ) -> RunResult:
     """Trains one model: in this process, or with several workers or an address on Ray.
 
@@ -85,7 +90,8 @@ def train(
         address: a Ray cluster, as `--address` takes it.
         resume: go on with an unfinished run.
         config_path: where the file came from; a run's own file is repeated beside it.
-        on_step: called after each step, in this process only.
+        on_step: called after each step, where this process trains.
+        on_status: called with what `status.json` says, now and then, where others train.
 
     Raises:
         UserError, WorkError: as the exception tree says.
@@ -99,8 +105,20 @@ def train(
         # Checked above; a worker that dies is started again and must find its own checkpoints.
         arguments = {"config": placed, "root": root, "resume": None}
         pending = host.submit(train_to_end, arguments, resources_of(placed))
+        _follow(pending, RunPaths(root), on_status)
         result: RunResult = pending.result()
         return result
+
+
+def _follow(pending: Pending, paths: RunPaths, on_status: Callable[[Status], None]) -> None:
+    """Waits for a run in other processes, and tells meanwhile how far it is."""
+    seen = Status.read(paths.status)  # of an earlier attempt
+    while not pending.done():
+        time.sleep(FOLLOW_S)
+        status = Status.read(paths.status)
+        if status is not None and status != seen:
+            seen = status
+            on_status(status)
 
 
 def sweep(
@@ -321,7 +339,15 @@ def _with_memory(
     found: Plan, config: ExperimentConfig, task: Task, info: DataInfo, address: str | None
 ) -> Plan:
     """A plan with memory and, where this file was measured here before, time."""
-    config, device = _placed_here(config)
+    room = None
+    if address is None:
+        config = _placed_here(config)
+        found = replace(found, shortages=shortages(config))
+    else:
+        from orchestrator.launch.rooms import place_there
+
+        config, room = place_there(config, address)
+    device = _device_of(config)
     use_threads(config)
     measured = known(config, info, device)
     if measured:
@@ -331,13 +357,6 @@ def _with_memory(
         readers = copies(config.engine, config.scale.workers)
         config = derive(config, {MICRO_BATCH: micro_batch(config, readers)})
     seconds = measured.seconds if measured else None
-    room = None
-    if address is None:
-        found = replace(found, shortages=shortages(config))
-    else:
-        from orchestrator.launch.rooms import least_room
-
-        room = least_room(config, address)
     try:
         planner = MemoryPlanner(config, task=task, info=info, device=device, room=room)
         memory = report(planner)
@@ -355,7 +374,8 @@ def _train_here(
     config: ExperimentConfig, root: Path, resume: bool, on_step: Callable[[StepInfo], None]
 ) -> RunResult:
     """Trains in this process, on all of its cores unless the file says otherwise."""
-    config, device = _placed_here(config)
+    config = _placed_here(config)
+    device = _device_of(config)
     InProcessHost(device).capacity(resources_of(config))
     steps = run(config, worker=SingleWorker(device), root=root, resume=resume)
     while True:
@@ -367,14 +387,18 @@ def _train_here(
         on_step(info)
 
 
-def _placed_here(config: ExperimentConfig) -> tuple[ExperimentConfig, torch.device]:
-    """The file with `auto` cores and GPUs replaced by this machine's, and a worker's device."""
+def _placed_here(config: ExperimentConfig) -> ExperimentConfig:
+    """The file with `auto` cores and GPUs replaced by this machine's."""
     scale = config.scale
     cores = max(len(os.sched_getaffinity(0)) // scale.workers, 1)
     cpus = cores if scale.cpus == "auto" else scale.cpus
     gpus = float(torch.cuda.is_available()) if scale.gpus == "auto" else scale.gpus
-    placed = derive(config, {"scale.cpus": cpus, "scale.gpus": gpus})
-    return placed, default_device() if gpus else torch.device("cpu")
+    return derive(config, {"scale.cpus": cpus, "scale.gpus": gpus})
+
+
+def _device_of(config: ExperimentConfig) -> torch.device:
+    """What a worker of a placed file computes on, as far as this machine has it."""
+    return default_device() if config.scale.gpus else torch.device("cpu")
 
 
 @contextmanager

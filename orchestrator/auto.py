@@ -30,7 +30,7 @@ from orchestrator.errors import UserError
 from orchestrator.files import cache_root, read_json, write_json
 from orchestrator.host import SingleWorker, Worker
 from orchestrator.networks import build_network
-from orchestrator.plan.engine import adopt_engine
+from orchestrator.plan import engine as auto_engine
 from orchestrator.recovery import is_out_of_memory, release
 from orchestrator.seeding import AUTO
 from orchestrator.seeding import derive as derive_seed
@@ -84,7 +84,7 @@ def adopt(config: ExperimentConfig, earlier: ExperimentConfig) -> ExperimentConf
         changes.pop(MICRO_BATCH, None)
     if _uncut(config):
         changes[CUT] = getattr(earlier.engine, "cut", None)
-    return adopt_engine(derive(config, changes) if changes else config, earlier)
+    return auto_engine.adopt_engine(derive(config, changes) if changes else config, earlier)
 
 
 def resolve(
@@ -101,7 +101,7 @@ def resolve(
     changes: dict[str, object] = {}
     measured: list[Measurement | Trial] = []
     seconds = math.nan
-    if config.train.micro_batch == "auto" and _has_one_batch_size(config):
+    if config.train.micro_batch == "auto" and has_one_batch_size(config):
         # By the file, not by this group: one process prepares a sweep of trials of several workers.
         changes[MICRO_BATCH] = micro_batch(config, copies(config.engine, config.scale.workers))
     if "auto" in (config.train.precision, config.train.memory_format):
@@ -112,7 +112,8 @@ def resolve(
             changes |= {PRECISION: best.precision, MEMORY_FORMAT: best.memory_format}
         changes = worker.broadcast(changes)
     config = derive(config, changes) if changes else config
-    if config.train.compile == "auto":
+    # Where each trial is given an engine of its own, whether it can be compiled is its own too.
+    if config.train.compile == "auto" and not auto_engine.is_open(config):
         trial = None
         if worker.is_main:
             trial = _compiled(config, task, loader, worker.device, seconds)
@@ -137,7 +138,7 @@ def micro_batch(config: ExperimentConfig, readers: int) -> int:
     return math.ceil(config.train.batch_size / (readers * parts))
 
 
-def _has_one_batch_size(config: ExperimentConfig) -> bool:
+def has_one_batch_size(config: ExperimentConfig) -> bool:
     """Whether trials and students have the file's batch; those that don't cut their own."""
     searched = config.sweep.space if config.sweep else {}
     given = config.distill.set if config.distill else {}

@@ -45,7 +45,9 @@ def student_config(
     """
     asked = config.task.model_dump(mode="json")
     # What the labels teach is the baseline's loss, or the two could not be compared.
-    task: dict[str, Any] = {key: asked[key] for key in ("loss", "auxiliary_weight") if key in asked}
+    task: dict[str, Any] = {
+        key: asked[key] for key in ("loss", "auxiliary_weight") if asked.get(key) is not None
+    }
     task |= {
         "type": "distill",
         "teacher": str(teacher.folder),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -68,8 +68,11 @@ def check_monitor(monitor: str, task: Task, info: DataInfo) -> None:
             warnings.simplefilter("ignore")  # of metrics that have seen no samples
             # Asked for values, as one metric may report several, by names of its own.
             names = {"loss", *map(str, [*metrics.compute(), *metrics.keys()])}
+            values = [metric.compute() for metric in metrics.values()]
     except Exception:  # whatever a user's metric makes of no samples; the first evaluation tells
         return
+    if any(isinstance(value, Mapping) and not value for value in values):
+        return  # names come with the samples; the first evaluation tells
     if monitor.partition("/")[2] not in names:
         raise unreported(monitor, names)
 

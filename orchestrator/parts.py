@@ -24,6 +24,7 @@ from orchestrator.engine.pipeline_worker import reader
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.evaluate import check_monitor
 from orchestrator.host import Worker
+from orchestrator.imported import check_outputs
 from orchestrator.models.layers.penalties import set_training_samples
 from orchestrator.networks import build_network, freeze_until
 from orchestrator.plan import engine as auto_engine
@@ -82,6 +83,7 @@ def prepare(
         )
         loader.close()
         loader = build_loader(config, view)
+    check_outputs(config, task, loader.info)
     check_smallest_batch(config, task, loader.info)
     measured: list[auto.Measurement | Trial] = []
     if auto.is_open(config):

@@ -107,11 +107,12 @@ def sweep(
 
 def _check_made(paths: RunPaths, earlier: ExperimentConfig, config: ExperimentConfig) -> None:
     """Refuses other settings of a stage whose result is there, and would not be made again."""
-    made = {"ensemble": paths.ensemble_json, "distill": paths.student.status}
+    # A student that has only begun is compared by its own folder, as any run that goes on.
+    made = {"ensemble": paths.ensemble_json.exists(), "distill": _is_done(paths.student.root)}
     lines = [
         line
-        for name, result in made.items()
-        if result.exists()
+        for name, is_made in made.items()
+        if is_made
         for line in section_difference(earlier, config, name)
     ]
     if lines:

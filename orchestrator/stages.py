@@ -21,6 +21,7 @@ from orchestrator.errors import CheckpointError, OrchError, OutOfMemoryError
 from orchestrator.evaluate import check_monitor
 from orchestrator.finish import RunResult, export
 from orchestrator.host import SingleWorker, Worker, restarted_by
+from orchestrator.imported import check_outputs
 from orchestrator.networks import build_network, describe_weights, freeze, freeze_until
 from orchestrator.optim.groups import parameter_groups
 from orchestrator.parts import build_loader, prepare, steps_of, use_threads
@@ -57,6 +58,7 @@ def trial(
             if info.evaluation is not None:
                 yield {
                     "step": info.step,
+                    "total": info.total,
                     "epoch": info.epoch,
                     "values": dict(info.evaluation.values),
                 }
@@ -171,6 +173,7 @@ def describe_network(config: ExperimentConfig, task: Task, loader: Loader) -> Ne
     parameter_groups(network, config.optimizer)  # type: ignore[arg-type]
     check_pipeline(config.engine, network, task)
     check_monitor(config.evaluate.monitor, task, loader.info)
+    check_outputs(config, task, loader.info)
     if not _searches_batches(config):
         check_smallest_batch(config, task, loader.info)
     sizes = [(one.numel(), one.requires_grad) for one in network.parameters()]
@@ -184,7 +187,7 @@ def describe_network(config: ExperimentConfig, task: Task, loader: Loader) -> Ne
 def _searches_batches(config: ExperimentConfig) -> bool:
     """Whether a sweep chooses what its trials' batches, or networks, are like."""
     searched = config.sweep.space if config.sweep else ()
-    return any(key.startswith(("train.", "model", "data.", "scale.")) for key in searched)
+    return any(key.startswith(("train.", "model", "data.")) for key in searched)
 
 
 def prepare_sweep(*, worker: Worker, config: ExperimentConfig) -> Prepared:
@@ -197,7 +200,8 @@ def prepare_sweep(*, worker: Worker, config: ExperimentConfig) -> Prepared:
     notes = list(loader.info.notes)
     if size.weights:
         notes.append(f"model.weights: {size.weights}")
-    if auto_engine.is_open(config):
+    # What fits depends on the batch: trials and students with other ones choose for themselves.
+    if auto_engine.is_open(config) and auto.has_one_batch_size(config):
         config, choice = auto_engine.choose_engine(
             config, task=task, info=loader.info, worker=worker
         )

@@ -28,6 +28,7 @@ ORDER = [
     [
         "auto",
         "smallest_batch",
+        "imported",
         "parts",
         "recovery",
         "recipe",

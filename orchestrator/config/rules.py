@@ -52,6 +52,7 @@ FIXED_IN_SWEEPS = {
     "data.split": "would make trials incomparable, and an ensemble needs one split",
     "evaluate.monitor": "is what trials are compared by",
     "evaluate.mode": "is how trials are compared",
+    "scale": "is what every run of the sweep is started with",
     "track": "does not change results",
     "sweep": "is the search itself",
     "ensemble": "follows the search",

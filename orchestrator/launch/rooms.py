@@ -1,4 +1,4 @@
-"""The memory that workers may take on the nodes of a cluster."""
+"""What workers would get on the nodes of a cluster: cores and GPUs, and the memory there."""
 
 from __future__ import annotations
 
@@ -9,34 +9,37 @@ import torch
 from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.user_code import named_modules
 from orchestrator.errors import ResourceError
-from orchestrator.launch.cluster import check_resources, start_or_attach
+from orchestrator.launch.cluster import start_or_attach
 from orchestrator.launch.nodes import every_node
-from orchestrator.placement import resources_of
+from orchestrator.launch.ray_host import RayHost
+from orchestrator.placement import place, resources_of
 from orchestrator.plan.machine import Room, room_for
 
 
-def least_room(config: ExperimentConfig, address: str) -> Room:
-    """Asks every node of a cluster, and gives the room of the one with the least for each worker.
+def place_there(config: ExperimentConfig, address: str) -> tuple[ExperimentConfig, Room]:
+    """The file with a cluster's cores and GPUs, as its run would have them, and the least room.
 
-    A node is asked for as many workers as its cores or GPUs have place for, at most all of them.
+    Every node is asked for as many workers as its cores or GPUs have place for, at most all of
+    them; the room is that of the one with the least for each.
 
     Args:
-        config: with `scale.cpus` and `scale.gpus` resolved.
+        config: as the user wrote it; a file with a `sweep` section is placed as its trials are.
         address: of the cluster, as `--address` takes it.
 
     Raises:
         ResourceError: if the cluster can't be reached, or has no place for all workers.
+        ConfigError: if the file does not fit what there is, as fp16 without a GPU.
     """
-    session = start_or_attach(address, modules=named_modules(config))
+    host = RayHost(start_or_attach(address, modules=named_modules(config)))
     try:
-        return _least(config, address)
+        placed = place(config, host, sweep=config.sweep is not None)
+        return placed, _least(placed, address)
     finally:
-        session.close()
+        host.close()
 
 
 def _least(config: ExperimentConfig, address: str) -> Room:
     each = resources_of(config)
-    check_resources(each)
     found: list[tuple[Room, str]] = []
     with contextlib.ExitStack() as stack:
         nodes = every_node(gpus=each.gpus)

@@ -53,10 +53,16 @@ def choose_engine(
 
 
 def adopt_engine(config: ExperimentConfig, earlier: ExperimentConfig) -> ExperimentConfig:
-    """The file with the engine and the micro-batch that an earlier run of it chose."""
+    """The file with the engine and the micro-batch that an earlier run of it chose.
+
+    Of a run with another batch the micro-batch is left: it may not even fit, and then it, not the
+    batch, would be complained of.
+    """
     if not is_open(config):
         return config
-    changes = {"engine": earlier.engine, "train.micro_batch": earlier.train.micro_batch}
+    changes: dict[str, Any] = {"engine": earlier.engine}
+    if config.train.batch_size == earlier.train.batch_size:
+        changes["train.micro_batch"] = earlier.train.micro_batch
     return derive(config, changes)
 
 

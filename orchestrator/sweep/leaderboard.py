@@ -91,6 +91,8 @@ def _row(
     # The first of equals, as the run's own best checkpoint is.
     reached = [step for step, one in sorted(trial.intermediate_values.items()) if one == value]
     step = reached[0] if reached else None
+    # A trial with another batch size than the file's has epochs of its own.
+    per_epoch = attributes.get("steps_per_epoch", study_attributes["steps_per_epoch"])
     why = attributes.get("why", "")
     if not why and trial.state == TrialState.PRUNED and "pruned_at" in attributes:
         why = f"pruned at step {attributes['pruned_at']}"
@@ -99,7 +101,7 @@ def _row(
         state=_STATES[trial.state],
         value=value,
         step=step,
-        epoch=None if step is None else step / study_attributes["steps_per_epoch"],
+        epoch=None if step is None else step / per_epoch,
         params=attributes.get("overrides", trial.params),
         seconds=round(attributes.get("seconds", 0.0), 3),
         why=why or _why_in_folder(paths.trial(name).status, trial.state),

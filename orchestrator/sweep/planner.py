@@ -11,7 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,21 @@ class TrialSpec:
     resume: bool
 
 
+@dataclass(frozen=True)
+class _Length:
+    """How long a trial is; another batch size than the file's makes it another."""
+
+    steps_per_epoch: int
+    total_steps: int
+
+
 @dataclass
 class _Live:
     """A trial that was handed out."""
 
     trial: optuna.Trial
     since: float
+    length: _Length
     steps: set[int]
     """Where it has reported; a resumed trial repeats some of its reports."""
     best: float | None
@@ -79,7 +88,8 @@ class Planner:
     Args:
         config: the experiment; its `sweep` section says what is searched.
         paths: the sweep's folder.
-        steps_per_epoch, total_steps: of every trial, in optimizer steps.
+        steps_per_epoch, total_steps: of the file, in optimizer steps; a trial with another batch
+            size reports its own.
         make_job: turns a specification into what the host runs. When it raises a `UserError`,
             as for a derived file that is not valid, that trial has failed and the next is asked.
         on_event: told of everything that happens, in order.
@@ -99,7 +109,8 @@ class Planner:
         on_event: Callable[[SweepEvent], None] = lambda event: None,
     ) -> None:
         self._config, self._sweep, self._paths = config, sweep_of(config), paths
-        self._total, self._make_job, self._emit = total_steps, make_job, on_event
+        self._make_job, self._emit = make_job, on_event
+        self._length = _Length(steps_per_epoch, total_steps)
         self._monitor, self._mode = config.evaluate.monitor, config.evaluate.mode
         self._space = build_space(self._sweep.space)
         steps = Steps(
@@ -141,8 +152,9 @@ class Planner:
 
         Args:
             id: the trial.
-            report: ``step`` (int), ``epoch`` (float) and ``values`` (numbers by metric name).
-                One without any metric of the monitored split is passed over.
+            report: ``step`` (int), ``epoch`` (float), ``values`` (numbers by metric name) and
+                ``total`` (int: the trial's last step; by default the file's). One without any
+                metric of the monitored split is passed over.
         """
         live = self._live[id]
         if live.doomed or live.pruned_at is not None:
@@ -150,12 +162,13 @@ class Planner:
         value = self._monitored(live, report)
         if live.doomed or value is None:
             return bool(live.doomed)
-        step = int(report["step"])
+        step, epoch = int(report["step"]), float(report["epoch"])
+        self._note_length(live, step, epoch, report.get("total"))
         if better(value, live.best, self._mode):
             live.best = value
         prune = self._judge(live, step, value)
         assert live.best is not None
-        self._emit(TrialReported(id, time.time(), step, float(report["epoch"]), value, live.best))
+        self._emit(TrialReported(id, time.time(), step, epoch, value, live.best))
         return prune
 
     def finished(self, id: str, error: str | None, crashed: bool = False) -> None:
@@ -166,6 +179,10 @@ class Planner:
             self._fail(live.trial, live.doomed)
         elif live.pruned_at is not None:
             self._tell_pruned(live, error)
+        elif error is not None and crashed and self._status(id) == "done":
+            # Its worker died of what comes after the training, such as an upload.
+            self._replay(live, judge=False)
+            self._complete(live)
         elif (
             error is not None and crashed and self._failures(live.trial) < self._sweep.max_failures
         ):
@@ -210,12 +227,24 @@ class Planner:
         return _Live(
             trial,
             time.time(),
+            _length_of(frozen.user_attrs, self._length),
             set(frozen.intermediate_values),
             best_value(frozen, self._mode),
             pruned_at=frozen.user_attrs.get("pruned_at"),
         )
 
     # --- judging ---------------------------------------------------------------------------
+
+    def _note_length(self, live: _Live, step: int, epoch: float, total: int | None) -> None:
+        """Keeps how long a trial is, for the leaderboard and for who goes on with the sweep."""
+        length = _Length(
+            round(step / epoch) if epoch else live.length.steps_per_epoch,
+            live.length.total_steps if total is None else int(total),
+        )
+        if length != live.length:
+            live.length = length
+            for name, value in asdict(length).items():
+                live.trial.set_user_attr(name, value)
 
     def _monitored(self, live: _Live, report: Mapping[str, Any]) -> float | None:
         values = report["values"]
@@ -239,7 +268,7 @@ class Planner:
         live.steps.add(step)
         live.trial.report(value, step)
         # Stopping at the last step would save nothing and lose a finished trial.
-        if not judge or step >= self._total or not live.trial.should_prune():
+        if not judge or step >= live.length.total_steps or not live.trial.should_prune():
             return False
         live.trial.set_user_attr("pruned_at", step)
         live.pruned_at = step
@@ -302,9 +331,11 @@ class Planner:
             value = line["values"].get(name) if line["split"] == split else None
             if value is None or live.pruned_at is not None:
                 continue
+            step = int(line["step"])
+            self._note_length(live, step, float(line["epoch"]), None)
             if better(value, live.best, self._mode):
                 live.best = value
-            self._judge(live, int(line["step"]), float(value), judge)
+            self._judge(live, step, float(value), judge)
 
     def _status(self, id: str) -> str | None:
         status = Status.read(self._paths.trial(id).status)
@@ -312,3 +343,9 @@ class Planner:
 
     def _count(self) -> int:
         return len(self._study.get_trials(deepcopy=False))
+
+
+def _length_of(attributes: Mapping[str, Any], default: _Length) -> _Length:
+    """What a trial's attributes say of its length; those of a trial like the file say nothing."""
+    known = {name: attributes.get(name, value) for name, value in asdict(default).items()}
+    return _Length(**known)

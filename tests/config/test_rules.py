@@ -109,6 +109,10 @@ def test_what_does(overrides):
         ("data.split.seed: {type: choice, values: [1, 2]}", "one split"),
         ("name: {type: choice, values: [a, b]}", "names each trial's folder"),
         ("sweep.trials: {type: choice, values: [1, 2]}", "is the search itself"),
+        (
+            "scale.workers: {type: choice, values: [1, 2]}",
+            "can't be searched: it is what every run of the sweep is started with",
+        ),
         ("data.augment.0.p: {type: uniform, low: 0, high: 1}", "data.augment has no item 0"),
     ],
 )
@@ -136,6 +140,7 @@ def test_a_searched_key_must_fit_every_searched_type():
         ("model.width: -1", "model.width", "must be above 0, got -1"),
         ("task.loss: 1", "task.loss", "is replaced by distillation"),
         ("data.split.val: 0.2", "data.split.val", "one split"),
+        ("scale.cpus: 2", "scale.cpus", "every run of the sweep is started with"),
         ("model: {type: resnet18, x: 1}", "model", "model.x: unknown key"),
     ],
 )

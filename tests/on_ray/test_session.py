@@ -190,13 +190,21 @@ version: 1
 name: planned
 data: {source: {type: digits}}
 model: {type: mlp, hidden: [32]}
-scale: {workers: 2, cpus: 1, gpus: 0}
+scale: {workers: 2, gpus: 0}
+"""
+
+
+ON_A_LARGE_NODE = """
+import os, sys
+os.sched_getaffinity = lambda process: set(range(16))
+from orchestrator import cli
+sys.exit(cli.run(sys.argv[1:]))
 """
 
 
 def plan_of(cluster, folder, *overrides: str) -> subprocess.CompletedProcess[str]:
     (folder / "planned.yaml").write_text(PLANNED)
-    command = [sys.executable, "-m", "orchestrator", "train", "planned.yaml", *overrides]
+    command = [sys.executable, "-c", ON_A_LARGE_NODE, "train", "planned.yaml", *overrides]
     return subprocess.run(
         [*command, "--dry-run", "--json", "--address", cluster.address],
         capture_output=True,
@@ -206,7 +214,8 @@ def plan_of(cluster, folder, *overrides: str) -> subprocess.CompletedProcess[str
     )
 
 
-def test_a_plan_asks_the_nodes_for_their_memory(cluster, tmp_path):
+def test_a_plan_asks_the_nodes_for_their_cores_and_memory(cluster, tmp_path):
+    """Whoever asks has more cores than any of them."""
     done = plan_of(cluster, tmp_path)
     assert done.returncode == 0, done.stderr
     room = json.loads(done.stdout)["memory"]["room"]

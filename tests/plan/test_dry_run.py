@@ -107,6 +107,14 @@ def test_auto_is_resolved_once_and_written_down(lab):
     assert same[0] == same[1]
 
 
+def test_of_another_batch_the_batch_is_complained_of(lab):
+    given = ("train", "lab.yaml", "engine.type=auto", "train.for=1 step")
+    lab.here(*given)
+    failed = lab.here(*given, "train.batch_size=32", "--resume", code=2)
+    assert "begun with another configuration" in failed.stderr
+    assert "train.batch_size: 64 -> 32" in failed.stderr
+
+
 def test_a_resumed_run_keeps_what_auto_chose(lab):
     process = lab.start("train", "lab.yaml", "engine.type=auto")
     lab.kill_at(process, "lab", step=10)

@@ -134,6 +134,21 @@ def test_a_trial_whose_worker_died_is_started_again_until_it_is_enough(tmp_path)
     assert retries == [1, 2]
 
 
+def test_a_trial_whose_worker_died_after_its_end_is_complete(tmp_path):
+    """As while it uploads to a tracker: started again, its folder would refuse it as finished."""
+    planner = make_planner(make_config(trials=2, max_failures=1), tmp_path)
+    job = planner.next()
+    reports = list(job.call(worker=None, **job.arguments))
+    for one in reports[:-1]:  # the last one died with the worker
+        planner.report(job.id, one)
+    planner.finished(job.id, "the worker died", crashed=True)
+    trial = trials_of(tmp_path)[0]
+    assert (trial.state.name, trial.user_attrs.get("why")) == ("COMPLETE", None)
+    assert trial.value == reports[-1]["values"]["val/accuracy"]
+    assert len(trial.intermediate_values) == len(reports)
+    assert planner.next().id == "001"
+
+
 def test_deaths_are_counted_over_restarts_of_the_driver(tmp_path):
     config = make_config(trials=1, max_failures=1)
     planner = make_planner(config, tmp_path)
@@ -193,6 +208,30 @@ def test_a_plugins_sampler_is_used_like_ours(tmp_path):
     finally:
         del _ENTRIES["sampler"]["mine"]
     assert len(trials_of(tmp_path)) == 2
+
+
+def test_a_trial_with_another_batch_is_as_long_as_it_says(tmp_path):
+    """With twice the batch a trial has half the file's 80 steps, with half of it twice as many."""
+
+    def of(step, value, total):
+        values = {"val/accuracy": value}
+        return {"step": step, "epoch": 8 * step / total, "total": total, "values": values}
+
+    asha = {"type": "asha", "grace": "1 epoch", "reduction": 2}
+    planner = make_planner(make_config(trials=3, scheduler=asha), tmp_path)
+    same, short, long = planner.next().id, planner.next().id, planner.next().id
+    for step in (40, 80):
+        assert not planner.report(same, of(step, 0.9, total=80))
+    # Nothing is saved by a stop at the last step, and much by one before it.
+    assert not planner.report(short, of(40, 0.1, total=40))
+    assert planner.report(long, of(80, 0.1, total=160))
+    planner.finished(short, None)
+    rows = {row.id: row for row in leaderboard(RunPaths(tmp_path))}
+    assert [(rows[one].step, rows[one].epoch) for one in (same, short)] == [(40, 4.0), (40, 8.0)]
+    # A driver that goes on knows it still.
+    make_planner(make_config(trials=3, scheduler=asha), tmp_path)
+    rows = {row.id: row for row in leaderboard(RunPaths(tmp_path))}
+    assert (rows[long].state, rows[long].epoch) == ("pruned", 4.0)
 
 
 # --- leaderboard ---------------------------------------------------------------------------

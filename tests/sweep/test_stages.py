@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
 import pytest
+import torch
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.utilities import dim_zero_cat
 
+from orchestrator.config.base import _ENTRIES, OneOf, Part, part
 from orchestrator.config.digest import config_digest
-from orchestrator.config.load import config_from_mapping, dump_yaml, load_config
+from orchestrator.config.load import config_from_mapping, derive, dump_yaml, load_config
+from orchestrator.config.training import ClassifyTask
 from orchestrator.data import memory
+from orchestrator.distill import student_config
 from orchestrator.errors import ResourceError, RunFolderError
 from orchestrator.files import read_json
 from orchestrator.host import SingleWorker
@@ -16,10 +23,13 @@ from orchestrator.local_host import InProcessHost
 from orchestrator.parts import build_loader
 from orchestrator.pipeline import sweep
 from orchestrator.placement import place
+from orchestrator.recipe import run
 from orchestrator.run_folder.opening import open_run
 from orchestrator.run_folder.paths import RunPaths
-from orchestrator.run_folder.status import Status
-from orchestrator.stages import prepare_sweep
+from orchestrator.run_folder.status import Status, StatusFile
+from orchestrator.stages import prepare_sweep, train_to_end
+from orchestrator.tasks.classify import Classify
+from orchestrator.teacher import Teacher
 from tests.images import draw
 
 FILE = {
@@ -105,6 +115,75 @@ def test_a_process_alone_prepares_micro_batches_of_the_trials_workers():
     assert [len(one) for one in next(loader.train(0)).micro_batches] == [32, 32]
 
 
+def test_where_batches_differ_the_engine_and_compiling_are_left_to_each_run():
+    config = config_of("engine.type=auto", "distill={set: {train.batch_size: 8}}")
+    prepared = prepare_sweep(worker=SingleWorker(), config=config).config
+    assert (prepared.engine.type, prepared.train.micro_batch) == ("auto", "auto")
+    # An engine that is not known yet must not be taken for one that can't be compiled.
+    assert prepared.train.compile == "auto"
+    alone = prepare_sweep(worker=SingleWorker(), config=config_of("engine.type=auto")).config
+    assert (alone.engine.type, alone.train.micro_batch) == ("plain", 64)
+    assert alone.train.compile is False
+
+
+# --- a task of the user's ------------------------------------------------------------------
+
+
+class RecallByClass(Metric):
+    """The share of each class that is found; of no samples, nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("pairs", [], dist_reduce_fx="cat")
+
+    def update(self, logits, label):
+        self.pairs.append(torch.stack([logits.argmax(1), label], 1))
+
+    def compute(self):
+        pairs = dim_zero_cat(self.pairs) if self.pairs else torch.zeros(0, 2, dtype=torch.int64)
+        found = pairs[:, 0] == pairs[:, 1]
+        labels = pairs[:, 1]
+        return {f"of_{k}": found[labels == k].double().mean() for k in set(labels.tolist())}
+
+
+class Own(Classify):
+    def __init__(self, config):
+        super().__init__(ClassifyTask())
+
+    def metrics(self, info):
+        return MetricCollection({"recall": RecallByClass()})
+
+
+@pytest.fixture
+def own_task():
+    @part("task", "own", build=Own)
+    class OwnTask(Part):
+        type: str = "own"
+        loss: Annotated[Part, OneOf("loss")] | None = None
+
+    yield
+    del _ENTRIES["task"]["own"]
+
+
+@pytest.mark.usefixtures("own_task")
+def test_a_metric_whose_names_come_with_the_samples_may_be_monitored(tmp_path):
+    config = config_of("task.type=own", "evaluate.monitor=val/of_3")
+    config = prepare_sweep(worker=SingleWorker(), config=config).config
+    steps = run(derive(config, {"sweep": None}), worker=SingleWorker(), root=tmp_path / "own")
+    reported = [set(one.evaluation.values) for one in steps if one.evaluation]
+    assert len(reported) == 3
+    assert all({"val/of_0", "val/of_3"} < names for names in reported)
+    assert 0 <= Status.read(RunPaths(tmp_path / "own").status).best.value <= 1
+
+
+@pytest.mark.usefixtures("own_task")
+def test_a_student_has_its_own_loss_where_the_file_has_none(tmp_path):
+    config = config_of("task.type=own", "distill={temperature: 2}")
+    teacher = Teacher(tmp_path, ((tmp_path, 1.0),), "probabilities")
+    task = student_config(config, config.distill, teacher).task
+    assert (task.type, task.temperature, task.loss.type) == ("distill", 2, "cross_entropy")
+
+
 # --- trials that were stopped --------------------------------------------------------------
 
 
@@ -133,7 +212,9 @@ class Told(InProcessHost):
         trials.finished(failing.id, "bad luck")
         stopped = trials.next()
         reports = stopped.call(worker=SingleWorker(), **stopped.arguments)
-        assert [next(reports)["step"], next(reports)["step"]] == [2, 4]
+        for step in (2, 4):
+            told = next(reports)
+            assert (told["step"], told["total"]) == (step, 6)
         reports.close()
         assert not trials.report(stopped.id, report(2, 0.9))
         assert trials.report(stopped.id, report(4, 0.1))
@@ -164,15 +245,16 @@ def test_the_best_trial_may_be_one_that_was_stopped(tmp_path, overrides):
 
 @pytest.fixture
 def begun(tmp_path):
-    """A sweep whose ensemble is chosen and whose student has begun."""
+    """A sweep whose ensemble is chosen and whose student is trained."""
     paths = RunPaths(tmp_path / "digits")
     config = config_of("ensemble={size: 3}", "distill={temperature: 2}")
     digest, text = config_digest(config), dump_yaml(config)
-    with open_run(paths, digest=digest, config_yaml=text, resume=False, kind="sweep") as run:
-        run.status.finish("interrupted", "by SIGINT")
-    for result in (paths.ensemble_json, paths.student.status):
-        result.parent.mkdir()
-        result.write_text("{}")
+    with open_run(paths, digest=digest, config_yaml=text, resume=False, kind="sweep") as opened:
+        opened.status.finish("interrupted", "by SIGINT")
+    paths.ensemble.mkdir()
+    paths.ensemble_json.write_text("{}")
+    with open_run(paths.student, digest="", config_yaml="", resume=False) as student:
+        student.status.finish("done", "all 6 steps trained")
     return paths
 
 
@@ -198,10 +280,38 @@ def test_what_made_no_result_yet_may_change(begun):
             raise KeyboardInterrupt
 
     begun.ensemble_json.unlink()
-    changed = config_of("ensemble={size: 5}", "distill={temperature: 2}")
+    student = Status.read(begun.student.status)
+    StatusFile(begun.student.status, student).finish("interrupted", "by SIGINT")
+    changed = config_of("ensemble={size: 5}", "distill={temperature: 2, baseline: false}")
     with pytest.raises(KeyboardInterrupt):
         sweep(changed, host=Ends(), root=begun.root, resume=True)
-    assert load_config(begun.config).ensemble.size == 5
+    earlier = load_config(begun.config)
+    assert (earlier.ensemble.size, earlier.distill.baseline) == (5, False)
+
+
+def test_a_student_that_has_begun_says_itself_what_differs(tmp_path):
+    class Interrupted(InProcessHost):
+        """Whose student is taken back in its first step."""
+
+        def submit(self, call, arguments, resources):
+            if call is not train_to_end:
+                return super().submit(call, arguments, resources)
+            job = {name: arguments[name] for name in ("config", "root", "group", "job_type")}
+            steps = run(worker=SingleWorker(), **job)
+            next(steps)
+            steps.close()
+            raise KeyboardInterrupt
+
+    asked = "distill={temperature: 2, baseline: false}"
+    root = tmp_path / "digits"
+    with pytest.raises(KeyboardInterrupt):
+        sweep(config_of(asked), host=Interrupted(), root=root)
+    assert Status.read(RunPaths(root).student.status).state == "interrupted"
+    changed = config_of("distill={temperature: 4, baseline: false}")
+    with pytest.raises(RunFolderError, match=r"student was .*\n  task\.temperature: 2\.0 -> 4\.0"):
+        sweep(changed, host=InProcessHost(), root=root, resume=True)
+    table = sweep(config_of(asked), host=InProcessHost(), root=root, resume=True)
+    assert table.line("student") is not None
 
 
 def test_a_search_does_not_go_on_with_other_data(tmp_path, monkeypatch):
@@ -238,8 +348,10 @@ def test_a_search_does_not_go_on_with_other_data(tmp_path, monkeypatch):
         sweep(config, host=Ends(), root=paths.root, resume=True)
 
 
-def test_trials_and_students_with_other_batches_cut_their_own(tmp_path):
+@pytest.mark.parametrize("engine", ["plain", "auto"])
+def test_trials_and_students_with_other_batches_cut_their_own(tmp_path, engine):
     config = config_of(
+        f"engine.type={engine}",
         "sweep.space={train.batch_size: {type: choice, values: [64, 16]}}",
         "sweep.scheduler={type: none}",
         "distill={set: {train.batch_size: 8}}",
@@ -247,6 +359,9 @@ def test_trials_and_students_with_other_batches_cut_their_own(tmp_path):
     sweep(config, host=InProcessHost(), root=tmp_path / "digits")
     paths = RunPaths(tmp_path / "digits")
     runs = [*(paths.trial(number) for number in range(2)), paths.student]
-    trained = [load_config(run.config).train for run in runs]
+    made = [load_config(run.config) for run in runs]
+    assert {one.engine.type for one in made} == {"plain"}
+    trained = [one.train for one in made]
     assert sorted(one.batch_size for one in trained) == [8, 16, 64]
     assert all(one.micro_batch == one.batch_size for one in trained)
+    assert not any(one.compile for one in trained)
