@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import sysconfig
 import tempfile
 import traceback
 from collections.abc import Sequence
@@ -95,19 +96,41 @@ def run(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        _report_defect(error)
-        return 1
+        return _report(error)
     return code if isinstance(code, int) else 0
 
 
-def _report_defect(error: Exception) -> None:
-    """Says that orch itself failed, and where the traceback is."""
+def _report(error: Exception) -> int:
+    """Says what failed, orch or code of the user's own, and where the traceback is.
+
+    Returns:
+        The exit code: 2 for the user's code, 1 for a defect.
+    """
     trace = "".join(traceback.format_exception(error))
-    summary = f"unexpected error: {type(error).__name__}: {error}"
+    place = _own_code(error)
+    what = "unexpected error" if place is None else "error in your own code"
+    summary = f"{what}: {type(error).__name__}: {error}"
     if os.environ.get("ORCH_DEBUG") == "1":
         click.echo(trace + summary, err=True)
-        return
-    handle, path = tempfile.mkstemp(prefix="orch-error-", suffix=".txt")
-    os.close(handle)
-    Path(path).write_text(trace, encoding="utf-8", errors="backslashreplace")
-    click.echo(f"{summary}\nThis is a defect of orch; the traceback is in {path}", err=True)
+    else:
+        handle, path = tempfile.mkstemp(prefix="orch-error-", suffix=".txt")
+        os.close(handle)
+        Path(path).write_text(trace, encoding="utf-8", errors="backslashreplace")
+        who = "This is a defect of orch" if place is None else f"It happened in {place}"
+        click.echo(f"{summary}\n{who}; the traceback is in {path}", err=True)
+    return 1 if place is None else 2
+
+
+def _own_code(error: Exception) -> str | None:
+    """Where the user's own code failed, or what it called of a library; None if orch did."""
+    root = Path(__file__).resolve().parents[2]
+    ours = [root / room for room in ("orchestrator", "models", "serve")]
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    libraries = [Path(sysconfig.get_path(name)).resolve() for name in names]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename).resolve()
+        if any(file.is_relative_to(one) for one in ours):
+            return None
+        if file.exists() and not any(file.is_relative_to(one) for one in libraries):
+            return f"{file}, line {frame.lineno} ({frame.name})"
+    return None

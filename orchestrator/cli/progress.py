@@ -13,9 +13,11 @@ from orchestrator.config.experiment import ExperimentConfig
 from orchestrator.config.rules import PER_TOKEN
 from orchestrator.finish import RunResult
 from orchestrator.loop import StepInfo
+from orchestrator.run_folder.status import Status
 
 REFRESH_S = 1.0
 LINE_S = 10.0
+GO_ON = "go on with the same command and --resume"
 
 
 class TrainProgress:
@@ -30,6 +32,7 @@ class TrainProgress:
         self._since: float | None = None
         self._samples = 0
         self._value: float | None = None
+        self._began = False
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -89,6 +92,27 @@ class TrainProgress:
                 f"step {info.step}/{info.total}  epoch {info.epoch:.2f}  {rest}", highlight=False
             )
 
+    def status(self, status: Status) -> None:
+        """Takes what is known of a run in other processes."""
+        self._began = True
+        now = time.monotonic()
+        value = status.last.get(self._monitor)
+        if value == self._value and now - self._shown < (REFRESH_S if self._bar else LINE_S):
+            return
+        self._shown, self._value = now, value
+        names = [name for name in ("train/loss", self._monitor) if name in status.last]
+        rest = "  ".join(f"{name} {status.last[name]:.4f}" for name in names)
+        epoch = f"epoch {status.epoch:.2f}"
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, description=epoch, completed=status.step, rest=rest)
+        else:
+            self._console.print(f"step {status.step}  {epoch}  {rest}", highlight=False)
+
+    def interrupted(self) -> None:
+        """Says how to go on with a run in other processes, once it has begun."""
+        if self._began:
+            self._console.print(GO_ON, highlight=False)
+
     def summary(self, result: RunResult) -> None:
         """Says how it ended, and what to do next."""
         out = Console(highlight=False)
@@ -98,7 +122,7 @@ class TrainProgress:
             value, epoch = result.best["value"], result.best["epoch"]
             out.print(f"best {self._monitor} {value:.4f} at epoch {epoch:.2f}")
         if result.state == "interrupted":
-            out.print("go on with the same command and --resume")
+            out.print(GO_ON)
         elif self._labels:
             out.print(f"test it with:  orch evaluate {root} --split test")
             if self._images:

@@ -120,8 +120,12 @@ def _say_ready(listening: Listening, door: Door) -> None:
         _say_model(listening.url, name, entry)
     key = " -H 'X-API-Key: …'" if door.key_digests else ""
     trust = f" --cacert {door.certificate.certificate}" if door.certificate else ""
-    url = f"{listening.url}/predict/{next(iter(listening.table.models), 'NAME')}"
-    click.echo(f"READY. Try: curl{key}{trust} --data-binary @image.png {url}   (Ctrl-C ends it)")
+    models = listening.table.models
+    cards = [version.started.card for one in models.values() for version in one.versions.values()]
+    text = bool(cards) and cards[0].reads == "text"
+    data = "-H 'Content-Type: text/plain' -d 'a text'" if text else "--data-binary @image.png"
+    url = f"{listening.url}/predict/{next(iter(models), 'NAME')}"
+    click.echo(f"READY. Try: curl{key}{trust} {data} {url}   (Ctrl-C ends it)")
 
 
 def _say_model(url: str, name: str, entry: ModelEntry) -> None:

@@ -34,14 +34,19 @@ def train_command(
             emit(show_plan(experiment, quiet=as_json, address=address))
             return 0
         with TrainProgress(experiment) as progress:
-            result = api.train(
-                experiment,
-                runs_dir=runs_dir,
-                address=address,
-                resume=resume,
-                config_path=config,
-                on_step=progress.step,
-            )
+            try:
+                result = api.train(
+                    experiment,
+                    runs_dir=runs_dir,
+                    address=address,
+                    resume=resume,
+                    config_path=config,
+                    on_step=progress.step,
+                    on_status=progress.status,
+                )
+            except KeyboardInterrupt:
+                progress.interrupted()
+                raise
         best: dict[str, Any] = dict(result.best or {})
         emit({"run": str(result.root), "state": result.state, "why": result.why, "best": best})
         if not as_json:

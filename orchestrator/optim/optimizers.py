@@ -10,6 +10,7 @@ from torch import nn
 
 from orchestrator.config import optimizers
 from orchestrator.config.base import build
+from orchestrator.errors import ConfigError
 from orchestrator.optim.groups import parameter_groups
 
 Groups = list[dict[str, Any]]
@@ -19,11 +20,11 @@ def build_optimizer(config: optimizers.OptimizerPart, model: nn.Module) -> torch
     """The optimizer that a file asks for, over a model's trainable parameters.
 
     Raises:
-        ValueError: if the model has none.
+        ConfigError: if the model has none.
     """
     groups = parameter_groups(model, config)
     if not groups:
-        raise ValueError("the model has no trainable parameter; check `model.freeze`")
+        raise ConfigError("the model has no trainable parameter; check model.freeze")
     optimizer: torch.optim.Optimizer = build("optimizer", config, groups=groups)
     return optimizer
 

@@ -92,7 +92,7 @@ def start(application: serve.Application, cpus: float, gpus: float, temporary: P
         logging_level=logging.ERROR,
         _temp_dir=str(temporary),
     )
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(proxy_location="Disabled", logging_config=QUIET)
     try:
         serve.run(application, name=APP, route_prefix=None, logging_config=QUIET)

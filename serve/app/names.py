@@ -26,5 +26,7 @@ LOST = (
     BackPressureError,
 )
 """What a call raises whose replica has ended, or whose deployment has none."""
-QUIET: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}
+# What fails is logged where it does; Ray Serve would add what was refused for good reasons, with a
+# traceback, and that queues are busy.
+QUIET: dict[str, Any] = {"log_level": "CRITICAL", "enable_access_log": False}
 HEALTH: dict[str, Any] = {"health_check_period_s": 2, "graceful_shutdown_timeout_s": 10}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.serve.control.control import LoadError
@@ -23,9 +23,19 @@ def check_alike(entry: ModelEntry, spec: VersionSpec, started: Started) -> None:
     """
     for other in entry.versions.values():
         card, had = started.card, other.started.card
-        if (card.shape, card.label_names) != (had.shape, had.label_names):
-            raise LoadError(
-                f"versions of a model share input shape and labels, but {spec.key} has "
-                f"{list(card.shape)} and {len(card.label_names)} labels, {other.spec.key} "
-                f"{list(had.shape)} and {len(had.label_names)}; serve it under another name"
-            )
+        if card.shape != had.shape:
+            differ = f"{spec.key} reads {list(card.shape)}, {other.spec.key} {list(had.shape)}"
+        elif card.label_names != had.label_names:
+            names, others = (_some_of(one.label_names) for one in (card, had))
+            differ = f"{spec.key} has {names}, {other.spec.key} {others}"
+        else:
+            continue
+        raise LoadError(
+            f"versions of a model share input shape and labels, but {differ}; serve it under "
+            "another name"
+        )
+
+
+def _some_of(labels: Sequence[str]) -> str:
+    shown = ", ".join(repr(one) for one in labels[:3])
+    return f"{len(labels)} labels ({shown}{', …' if len(labels) > 3 else ''})"

@@ -85,7 +85,9 @@ class RequestMetrics:
             model = scope.get("path_params", {}).get("name", "")
             model = model if model in self._backend.cards else ""
             self._requests.labels(route, model, status).inc()
-            self._statuses[model, status] += 1
+            # Whoever asks whether it is ready is told, and refused nothing.
+            if not route.startswith("/v2/health/"):
+                self._statuses[model, status] += 1
             self._seconds.labels(route, model).observe(time.monotonic() - trace.arrived)
 
 

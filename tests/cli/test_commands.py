@@ -138,24 +138,42 @@ def test_errors_become_messages_and_exit_codes(failing, capsys, error, code, sai
     assert capsys.readouterr().err.endswith(said)
 
 
-def test_a_defect_leaves_its_traceback_in_a_file(failing, capsys, monkeypatch, tmp_path):
+@pytest.fixture
+def broken(monkeypatch):
+    """Makes `orch list` fail in a line of its own."""
+    from orchestrator.cli import list as command
+
+    monkeypatch.setattr(command.list_command, "callback", json.loads)
+
+
+def test_a_defect_leaves_its_traceback_in_a_file(broken, capsys, monkeypatch, tmp_path):
     monkeypatch.delenv("ORCH_DEBUG", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    failing(ZeroDivisionError("oh"))
     assert cli.run(["list", "models"]) == 1
     shown = capsys.readouterr().err
-    assert "unexpected error: ZeroDivisionError: oh" in shown
+    assert "unexpected error: TypeError: loads() " in shown
+    assert "This is a defect of orch" in shown
     assert "Traceback" not in shown
     (file,) = tmp_path.iterdir()
     assert str(file) in shown
-    assert "raise_it" in file.read_text()
+    assert "cli.main(" in file.read_text()
 
 
-def test_a_defect_shows_its_traceback_when_asked(failing, capsys, monkeypatch):
+def test_a_defect_shows_its_traceback_when_asked(broken, capsys, monkeypatch):
     monkeypatch.setenv("ORCH_DEBUG", "1")
-    failing(ZeroDivisionError("oh"))
     assert cli.run(["list", "models"]) == 1
-    assert "raise_it" in capsys.readouterr().err
+    assert "cli.main(" in capsys.readouterr().err
+
+
+def test_code_of_the_users_own_that_fails_is_named(failing, capsys, monkeypatch, tmp_path):
+    monkeypatch.delenv("ORCH_DEBUG", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    failing(ZeroDivisionError("oh"))
+    assert cli.run(["list", "models"]) == 2
+    shown = capsys.readouterr().err
+    assert "error in your own code: ZeroDivisionError: oh" in shown
+    assert f"It happened in {__file__}, line " in shown and "(raise_it)" in shown
+    assert "defect" not in shown and "Traceback" not in shown
 
 
 def test_a_reader_that_leaves_is_no_error():

@@ -1,12 +1,18 @@
 """The lines that `orch train` prints where no terminal is."""
 
+import re
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import torch
 
+from orchestrator import api
 from orchestrator.cli.progress import TrainProgress
 from orchestrator.config.load import config_from_mapping
+from orchestrator.host import SingleWorker
 from orchestrator.loop import Evaluation, StepInfo
+from orchestrator.recipe import run
+from orchestrator.run_folder.paths import RunPaths
 
 FILE = {"name": "x", "data": {"source": {"type": "digits"}}, "model": {"type": "resnet18"}}
 
@@ -26,3 +32,23 @@ def test_the_rate_counts_steps_alone(monkeypatch, capsys):
         "step 4/8  epoch 1.00  loss 2.0000  64 samples/s  val/accuracy 0.5000",
         "step 8/8  epoch 2.00  loss 2.0000  64 samples/s  val/accuracy 0.5000",
     ]
+
+
+def test_a_run_in_other_processes_is_followed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(api, "FOLLOW_S", 0.01)
+    file = FILE | {
+        "model": {"type": "mlp", "hidden": [8]},
+        "train": {"for": "4 epochs", "precision": "fp32", "memory_format": "contiguous"},
+    }
+    config = config_from_mapping(file)
+    progress = TrainProgress(config)
+    progress.interrupted()  # before it has begun there is nothing to go on with
+    with ThreadPoolExecutor(1) as others:
+        training = others.submit(list, run(config, worker=SingleWorker(), root=tmp_path / "x"))
+        api._follow(training, RunPaths(tmp_path / "x"), progress.status)
+        assert training.done()
+    progress.interrupted()
+    lines = capsys.readouterr().err.splitlines()
+    assert any(re.fullmatch(r"step \d+  epoch .*  val/accuracy 0\.\d{4}", line) for line in lines)
+    assert lines[-1] == "go on with the same command and --resume"
+    assert lines.count(lines[-1]) == 1

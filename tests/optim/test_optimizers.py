@@ -7,7 +7,7 @@ from torch import nn
 from orchestrator import models
 from orchestrator.config import optimizers
 from orchestrator.config.base import entries
-from orchestrator.errors import UserError
+from orchestrator.errors import ConfigError, UserError
 from orchestrator.optim.groups import parameter_groups
 from orchestrator.optim.optimizers import build_optimizer, peak_rate
 
@@ -189,5 +189,5 @@ def test_frozen_parameters_are_left_out():
 
 def test_a_model_that_is_all_frozen_is_refused():
     model = network().requires_grad_(False)
-    with pytest.raises(ValueError, match="no trainable parameter"):
+    with pytest.raises(ConfigError, match="no trainable parameter"):
         build_optimizer(optimizers.AdamW(), model)

@@ -177,6 +177,13 @@ def test_refusals_are_answers(server):
     large = server.client.post("/predict/shoes", content=bytes(33 * 2**20))
     assert large.status_code == 413
     assert 'orch_requests_total{model="shoes"' in server.client.get("/metrics").text
+    rule = {"type": "weighted", "weights": {"1": 1, "7": 2}}
+    wrong = server.client.put("/v2/models/hats/traffic", json=rule)
+    assert wrong.status_code in (400, 403), wrong.text
+    unload = server.client.post("/v2/repository/models/boots/unload")
+    assert unload.status_code in (400, 403, 404), unload.text
+    # What was refused is on nobody's terminal (see the last test), and no probe counts as refused.
+    assert "5xx" not in server.client.get("/status").json()["server"]["refused"]
 
 
 def test_nothing_speaks_http_to_other_machines(server):
