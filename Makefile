@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 NAME ?= demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test test-slow check format clean
+.PHONY: install demo test test-slow check format clean
+
+install: $(VENV)/.ready
 
 demo: $(VENV)/.ready
 	@.ci/demo $(BIN) $(NAME)

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydantic import BaseModel
 
 from orchestrator.errors import RunFolderError, UserError
 from orchestrator.serve.backend import Pixels
 from orchestrator.serve.errors import RequestError
-from orchestrator.serve.images import decode, to_unit
-from orchestrator.serve.predictor import Predictor, TextPredictor, load_any
+from orchestrator.serve.images import decode
+from orchestrator.serve.predictor import Predictor, answers_to, load_any
 from orchestrator.serve.protocol.people import Prediction, best_labels
 
 
@@ -44,7 +43,7 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], top: int = 5) -> 
             pixels = read_pixels(path, predictor.card.shape)
         except (RequestError, OSError, ValueError) as error:
             raise UserError(f"{path}: {error}") from None
-        rows = predictor.predict(torch.from_numpy(to_unit(pixels))).numpy()
+        rows = answers_to(predictor, pixels).numpy()
         for index, row in enumerate(rows):
             name = str(path) if len(rows) == 1 else f"{path}[{index}]"
             best = best_labels(row, predictor.card.label_names, top)
@@ -56,7 +55,7 @@ def predict_text_files(root: Path, paths: Sequence[Path], top: int = 5) -> list[
     """Answers for text files.
 
     Args:
-        root: the run's folder.
+        root: the run's or the ensemble's folder.
         paths: UTF-8 files, one text each.
         top: labels in each answer.
 
@@ -71,9 +70,9 @@ def predict_text_files(root: Path, paths: Sequence[Path], top: int = 5) -> list[
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8: {error}") from None
     predictor = load_any(root)
-    if not isinstance(predictor, TextPredictor):
+    if predictor.card.reads != "text":
         raise RunFolderError(f"{root} reads images, not texts; give it PNG or JPEG files")
-    rows = predictor.predict(texts).numpy()
+    rows = answers_to(predictor, texts).numpy()
     return [
         FileAnswer(
             input=str(path),

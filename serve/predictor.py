@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from orchestrator.analysis.grad_cam import NoMapError, grad_cam
 from orchestrator.data.text.rows import rows
+from orchestrator.data.text.tokenizer import Tokenizer
 from orchestrator.errors import RunFolderError
 from orchestrator.run_folder.ensemble_file import read_ensemble
-from orchestrator.run_folder.model_file import ModelSpec, load_model, read_spec
+from orchestrator.run_folder.model_file import ModelSpec, load_model
 from orchestrator.run_folder.paths import RunPaths
+from orchestrator.serve.backend import Inputs
 from orchestrator.serve.cards import ModelCard
+from orchestrator.serve.images import to_unit
 
 CHUNK = 64
 """Samples in one forward pass at most, so that a large request needs no more memory."""
@@ -79,10 +82,7 @@ class SinglePredictor:
         version: str = "1",
     ) -> None:
         if spec.tokenizer is not None:
-            raise RunFolderError(
-                f"{name} reads text, so it answers to .txt files, not to images, and can't be a "
-                "member of an ensemble"
-            )
+            raise RunFolderError(f"{name} reads text, so it answers to .txt files, not to images")
         self.card = ModelCard(name, spec.shape, spec.label_names, version=version)
         self.spec = spec
         self._device = torch.device(device)
@@ -124,7 +124,7 @@ class EnsemblePredictor:
     """The weighted mean of its members' probabilities, or the softmax of that of their logits.
 
     Args:
-        members: all take the same shape and know the same labels.
+        members: all read images, or all texts, of the same shape, and know the same labels.
         weights: one a member, at least one above 0; scaled to sum to 1.
         combine: ``probabilities`` or ``logits``.
         name: what clients call it.
@@ -135,7 +135,7 @@ class EnsemblePredictor:
 
     def __init__(
         self,
-        members: Sequence[SinglePredictor],
+        members: Sequence[SinglePredictor] | Sequence[TextPredictor],
         weights: Sequence[float],
         combine: str,
         name: str,
@@ -143,18 +143,25 @@ class EnsemblePredictor:
     ) -> None:
         first = members[0].card
         for card in (member.card for member in members):
+            if card.reads != first.reads:
+                raise RunFolderError(
+                    "members of an ensemble must read the same, but "
+                    f"{card.name} reads {card.reads}s, {first.name} {first.reads}s"
+                )
             if (card.shape, card.label_names) != (first.shape, first.label_names):
                 raise RunFolderError(
                     "members of an ensemble must share input shape and label names, but "
                     f"{card.name} has {card.shape} and {len(card.label_names)} labels, "
                     f"{first.name} {first.shape} and {len(first.label_names)}"
                 )
-        self.card = ModelCard(name, first.shape, first.label_names, len(members), combine, version)
-        self._members = tuple(members)
+        self.card = ModelCard(
+            name, first.shape, first.label_names, len(members), combine, version, first.reads
+        )
+        self._members: tuple[SinglePredictor | TextPredictor, ...] = tuple(members)
         self._weights = [weight / sum(weights) for weight in weights]
 
     @property
-    def members(self) -> tuple[SinglePredictor, ...]:
+    def members(self) -> tuple[SinglePredictor | TextPredictor, ...]:
         """The networks that answer together."""
         return self._members
 
@@ -164,9 +171,9 @@ class EnsemblePredictor:
         return self._weights
 
     @torch.inference_mode()
-    def predict(self, pixels: Tensor) -> Tensor:
-        """The members' weighted answer; see `Predictor.predict`."""
-        logits_MBK = torch.stack([member.logits(pixels) for member in self._members])
+    def predict(self, inputs: Any) -> Tensor:
+        """The members' weighted answer to what each of them reads; see their `predict`."""
+        logits_MBK = torch.stack([member.logits(inputs) for member in self._members])
         weights_M11 = torch.tensor(self._weights).view(-1, 1, 1)
         if self.card.combine == "logits":
             return (weights_M11 * logits_MBK).sum(0).softmax(1)
@@ -177,6 +184,8 @@ class EnsemblePredictor:
         total, error = torch.zeros(pixels.shape[1:]), NoMapError("the ensemble has no members")
         found = 0.0
         for weight, member in zip(self._weights, self._members, strict=True):
+            if isinstance(member, TextPredictor):
+                continue
             try:
                 total += weight * member.explain(pixels, label)
                 found += weight
@@ -223,15 +232,24 @@ class TextPredictor:
         """What gives logits float32[B, classes] of tokens int64[B, T]."""
         return self._network
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What makes tokens of texts."""
+        return self._tokenizer
+
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """int64[B, T] on the CPU of B texts."""
         return torch.from_numpy(rows(self._tokenizer, texts, self.card.shape[0]).tokens).long()
 
-    @torch.inference_mode()
     def predict(self, texts: Sequence[str]) -> Tensor:
         """Class probabilities float32[B, classes] on the CPU of B texts."""
+        return self.logits(texts).softmax(1)
+
+    @torch.inference_mode()
+    def logits(self, texts: Sequence[str]) -> Tensor:
+        """Logits float32[B, classes] on the CPU of B texts."""
         parts = [
-            self._network(part.to(self._device)).float().softmax(-1).cpu()
+            self._network(part.to(self._device)).float().cpu()
             for part in torch.split(self.tokens(texts), CHUNK)
         ]
         return torch.cat(parts)
@@ -240,19 +258,7 @@ class TextPredictor:
 def load_any(
     root: Path, name: str = "", device: torch.device | str = "cpu", version: str = "1"
 ) -> Predictor | TextPredictor:
-    """Loads what answers for a run of images or texts, a student or an ensemble.
-
-    Args and errors: see `load_predictor`.
-    """
-    if RunPaths(root).kind != "ensemble" and read_spec(root).tokenizer is not None:
-        return TextPredictor(*load_model(root), name or root.name, device, version)
-    return load_predictor(root, name, device, version)
-
-
-def load_predictor(
-    root: Path, name: str = "", device: torch.device | str = "cpu", version: str = "1"
-) -> Predictor:
-    """Loads what answers about images for a run, student or ensemble folder.
+    """Loads what answers for a run, student or ensemble folder, of images or of texts.
 
     Args:
         root: a folder with `model.json` or `ensemble.json`; see `targets.find_served` for sweeps.
@@ -265,11 +271,42 @@ def load_predictor(
     """
     name = name or root.name
     if RunPaths(root).kind != "ensemble":
-        return SinglePredictor(*load_model(root), name, device, version)
+        return _load_one(root, name, device, version)
     ensemble = read_ensemble(root)
-    members = [
-        SinglePredictor(*load_model(member.path), member.path.name, device)
-        for member in ensemble.members
+    members: list[Any] = [
+        _load_one(member.path, member.path.name, device) for member in ensemble.members
     ]
     weights = [member.weight for member in ensemble.members]
     return EnsemblePredictor(members, weights, ensemble.combine, name, version)
+
+
+def _load_one(
+    root: Path, name: str, device: torch.device | str, version: str = "1"
+) -> SinglePredictor | TextPredictor:
+    network, spec = load_model(root)
+    kind = SinglePredictor if spec.tokenizer is None else TextPredictor
+    return kind(network, spec, name, device, version)
+
+
+def load_predictor(
+    root: Path, name: str = "", device: torch.device | str = "cpu", version: str = "1"
+) -> Predictor:
+    """Loads what answers about images; see `load_any`.
+
+    Raises:
+        RunFolderError: if it reads text.
+    """
+    found = load_any(root, name, device, version)
+    if isinstance(found, TextPredictor) or found.card.reads == "text":
+        raise RunFolderError(
+            f"{found.card.name} reads text, so it answers to .txt files, not to images"
+        )
+    return found
+
+
+def answers_to(predictor: Predictor | TextPredictor, inputs: Inputs) -> Tensor:
+    """Class probabilities float32[B, classes] of what clients send, on the CPU."""
+    asked: Any = predictor
+    if predictor.card.reads == "text":
+        return asked.predict([str(text) for text in inputs])  # type: ignore[no-any-return]
+    return asked.predict(torch.from_numpy(to_unit(inputs)))  # type: ignore[no-any-return,arg-type]

@@ -26,7 +26,6 @@ class TrainProgress:
     def __init__(self, config: ExperimentConfig) -> None:
         self._monitor = config.evaluate.monitor
         self._labels = config.task.type not in PER_TOKEN
-        self._images = getattr(config.data.source, "gives", "images") == "images"
         self._console = Console(stderr=True)
         self._shown = time.monotonic()
         self._since: float | None = None
@@ -125,8 +124,7 @@ class TrainProgress:
             out.print(GO_ON)
         elif self._labels:
             out.print(f"test it with:  orch evaluate {root} --split test")
-            if self._images:
-                out.print(f"serve it with: orch serve {root}")
+            out.print(f"serve it with: orch serve {root}")
 
 
 def relative(path: Path) -> Path:

@@ -11,8 +11,7 @@ import torch
 
 from orchestrator.serve.backend import Computed, Inputs
 from orchestrator.serve.cards import ModelCard
-from orchestrator.serve.images import to_unit
-from orchestrator.serve.predictor import Predictor, TextPredictor
+from orchestrator.serve.predictor import Predictor, TextPredictor, answers_to
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,7 @@ class PlainExecutor:
 
     def run(self, inputs: Inputs, seconds: float | None) -> Computed:
         """See `Executor.run`."""
-        if isinstance(self._predictor, TextPredictor):
-            rows = self._predictor.predict([str(text) for text in inputs])
-        else:
-            rows = self._predictor.predict(torch.from_numpy(to_unit(inputs)))  # type: ignore[arg-type]
-        return Computed(rows.numpy(), self.card.members)
+        return Computed(answers_to(self._predictor, inputs).numpy(), self.card.members)
 
 
 def free_memory() -> None:

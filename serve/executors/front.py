@@ -26,7 +26,7 @@ class Front:
     """The members of a predictor, and what each of them reads.
 
     Args:
-        predictor: one network, an ensemble of them, or a network for texts.
+        predictor: one network, or an ensemble of them, for images or for texts.
 
     Attributes:
         networks: the members', in fp32.
@@ -35,28 +35,30 @@ class Front:
 
     def __init__(self, predictor: Predictor | TextPredictor) -> None:
         self.card = predictor.card
-        self._text = predictor if isinstance(predictor, TextPredictor) else None
-        self._images: tuple[SinglePredictor, ...] = ()
+        members: tuple[object, ...] = (predictor,)
         self.weights = [1.0]
         if isinstance(predictor, EnsemblePredictor):
-            self._images, self.weights = predictor.members, list(predictor.weights)
-        elif isinstance(predictor, SinglePredictor):
-            self._images = (predictor,)
-        # Members that were trained on the same data share mean and std: computed once.
+            members, self.weights = predictor.members, list(predictor.weights)
+        self._texts = [one for one in members if isinstance(one, TextPredictor)]
+        self._images = [one for one in members if isinstance(one, SinglePredictor)]
+        # Members that were trained on the same data share mean and std, or tokens: computed once.
         scales = [(one.spec.mean, one.spec.std) for one in self._images]
         self._scales = [(_column(mean), _column(std)) for mean, std in dict.fromkeys(scales)]
         self._scale_of = [list(dict.fromkeys(scales)).index(scale) for scale in scales]
+        tokenizers = [one.tokenizer for one in self._texts]
+        self._reader_of = [tokenizers.index(one) for one in tokenizers]
 
     @property
     def networks(self) -> list[nn.Module]:
         """One a member."""
-        return [one.network for one in (self._images or (self._text,)) if one is not None]
+        members: list[SinglePredictor | TextPredictor] = [*self._images, *self._texts]
+        return [one.network for one in members]
 
     @property
     def architectures(self) -> list[str]:
         """One text a member; members with the same one differ in their weights alone."""
-        if self._text is not None:
-            return [""]
+        if self._texts:  # what reads tokens runs by itself
+            return [str(number) for number in range(len(self._texts))]
         return [_architecture(one.spec) for one in self._images]
 
     def whole(self) -> nn.Module | None:
@@ -71,12 +73,14 @@ class Front:
     @property
     def same_inputs(self) -> bool:
         """Whether all members read the same numbers."""
-        return len(self._scales) <= 1
+        return len(self._scales) <= 1 and len(set(self._reader_of)) <= 1
 
     def __call__(self, inputs: Inputs) -> list[Tensor]:
         """What each member reads: float32[B, C, H, W], or int64[B, T]; on the CPU."""
-        if self._text is not None:
-            return [self._text.tokens([str(text) for text in inputs])]
+        if self._texts:
+            texts = [str(text) for text in inputs]
+            tokens = {one: self._texts[one].tokens(texts) for one in set(self._reader_of)}
+            return [tokens[one] for one in self._reader_of]
         pixels = _unit(inputs)  # type: ignore[arg-type]
         scaled = [(pixels - mean).div_(std) for mean, std in self._scales]
         return [scaled[number] for number in self._scale_of]

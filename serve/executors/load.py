@@ -17,8 +17,7 @@ from orchestrator.serve.executors.front import Front
 from orchestrator.serve.executors.measure import warm_up
 from orchestrator.serve.executors.samples import sample_inputs
 from orchestrator.serve.executors.ways import Workshop
-from orchestrator.serve.images import to_unit
-from orchestrator.serve.predictor import Predictor, TextPredictor, load_any
+from orchestrator.serve.predictor import Predictor, TextPredictor, answers_to, load_any
 
 
 def load_executor(
@@ -77,9 +76,5 @@ def prepare(root: Path, name: str, version: str, config: ServeConfig) -> ModelCa
 
 
 def _answers(predictor: Predictor | TextPredictor, samples: Inputs) -> Probabilities:
-    if isinstance(predictor, TextPredictor):
-        found = predictor.predict([str(text) for text in samples])
-    else:
-        found = predictor.predict(torch.from_numpy(to_unit(samples)))  # type: ignore[arg-type]
-    rows: Probabilities = found.numpy()
+    rows: Probabilities = answers_to(predictor, samples).numpy()
     return rows

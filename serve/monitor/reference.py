@@ -50,7 +50,7 @@ class Reference:
     def _explain(self, pixels: Pixels, label: int) -> Heat:
         if self._model is None:
             self._model = load_any(self._root, device=self._device)
-        if isinstance(self._model, TextPredictor):
+        if isinstance(self._model, TextPredictor) or self._model.card.reads == "text":
             raise NoAnswerError("only answers about images are explained", status=400)
         try:
             heat: Heat = self._model.explain(torch.from_numpy(to_unit(pixels)), label).numpy()

@@ -5,16 +5,28 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from orchestrator.config.serving import ServeConfig
 from orchestrator.errors import RunFolderError, UserError
 from orchestrator.run_folder.model_file import load_model
 from orchestrator.serve.backend import Computed, NoAnswerError
 from orchestrator.serve.compute import answer_together
+from orchestrator.serve.control.table import VersionSpec
 from orchestrator.serve.executors.base import PlainExecutor
-from orchestrator.serve.files import predict_files
-from orchestrator.serve.predictor import CHUNK, SinglePredictor, load_predictor
-from tests.serve.serving import LABELS, SHAPE, encode, make_ensemble, make_run, small_spec
+from orchestrator.serve.files import predict_files, predict_text_files
+from orchestrator.serve.predictor import CHUNK, SinglePredictor, load_any, load_predictor
+from tests.serve.live import live_server
+from tests.serve.serving import (
+    LABELS,
+    SHAPE,
+    encode,
+    make_ensemble,
+    make_run,
+    make_text_run,
+    small_spec,
+)
 
 
 @pytest.fixture
@@ -82,6 +94,41 @@ def test_members_that_do_not_fit_are_refused(tmp_path):
     root = make_ensemble(tmp_path / "e", [a, b], [0.5, 0.5])
     with pytest.raises(RunFolderError, match="share input shape"):
         load_predictor(root)
+
+
+def test_an_ensemble_of_texts_answers_everywhere(tmp_path):
+    """To files and over HTTP by the definition."""
+    members = [make_text_run(tmp_path / name, seed) for seed, name in enumerate("ab")]
+    root = make_ensemble(tmp_path / "mail", members, [0.75, 0.25])
+    texts = ["free money", "meet you tomorrow"]
+    a, b = (load_any(one).predict(texts) for one in members)
+    expected = (0.75 * a + 0.25 * b).numpy()
+    assert load_any(root).card.members == 2
+    files = [tmp_path / f"{number}.txt" for number in range(2)]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+    rows = [one.probabilities for one in predict_text_files(root, files)]
+    assert np.allclose(rows, expected, atol=1e-6, rtol=0)
+    spec = VersionSpec("mail", "1", str(root))
+    with live_server([spec], config=ServeConfig(executor="torch", max_batch=2)) as live:
+        tensor = {"name": "text", "shape": [2], "datatype": "BYTES", "data": texts}
+        asked = {"inputs": [tensor], "outputs": [{"name": "probabilities"}]}
+        answer = live.client.post("/v2/models/mail/infer", json=asked).json()
+        found = np.reshape(answer["outputs"][0]["data"], (2, 2))
+        assert np.allclose(found, expected, atol=1e-5, rtol=0)
+        said = live.client.post("/predict/mail", json={"texts": texts}).json()
+        assert len(said["answers"]) == 2 and said["members"] == 2
+        refused = live.client.post("/explain/mail", content=encode(Image.new("L", (12, 12))))
+        assert refused.status_code == 400
+
+
+def test_images_and_texts_do_not_answer_together(tmp_path):
+    members = [make_run(tmp_path / "a"), make_text_run(tmp_path / "b")]
+    root = make_ensemble(tmp_path / "e", members, [0.5, 0.5])
+    with pytest.raises(RunFolderError, match="b reads texts, a images"):
+        load_any(root)
+    with pytest.raises(RunFolderError, match=r"b reads text, so it answers to \.txt files"):
+        load_predictor(members[1])
 
 
 class Brittle(nn.Module):
