@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,7 +115,9 @@ def _follow(pending: Pending, paths: RunPaths, on_status: Callable[[Status], Non
     seen = Status.read(paths.status)  # of an earlier attempt
     while not pending.done():
         time.sleep(FOLLOW_S)
-        status = Status.read(paths.status)
+        status = None
+        with suppress(RunFolderError):  # what can't be read is no reason to end the run
+            status = Status.read(paths.status)
         if status is not None and status != seen:
             seen = status
             on_status(status)
